@@ -1,0 +1,33 @@
+"""Fused operations for self-supervised vision: exact losses, small in memory, on CPU and GPU."""
+
+import torch  # noqa: F401  first, so that its OpenMP runtime is the one that the compiled kernels find
+
+from hsv_kernels.backends import Backend, BackendError, backends, use_backend
+from hsv_kernels.functional import (
+    denormalise_patches,
+    gather_patches,
+    gather_tokens,
+    masked_mse,
+    nt_xent,
+    random_masking,
+    restore_tokens,
+    similarity_logsumexp,
+)
+from hsv_kernels.losses import MaskedMSELoss, NTXentLoss
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "MaskedMSELoss",
+    "NTXentLoss",
+    "backends",
+    "denormalise_patches",
+    "gather_patches",
+    "gather_tokens",
+    "masked_mse",
+    "nt_xent",
+    "random_masking",
+    "restore_tokens",
+    "similarity_logsumexp",
+    "use_backend",
+]

@@ -1,0 +1,65 @@
+"""Input checks shared by the public functions: each error names the argument, what was given and what is allowed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """`tensor` must be a tensor of float32, float64, bfloat16 or float16."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16; got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, *dims: str) -> None:
+    """`tensor` must have the named dimensions, none of them empty."""
+    if tensor.dim() != len(dims) or 0 in tensor.shape:
+        raise ValueError(f"{name} must be [{', '.join(dims)}] without an empty dimension; got {list(tensor.shape)}")
+
+
+def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    """`tensor` must share the device and, unless dtype=False, the dtype of `other`."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} and {other_name} must be on one device; got {tensor.device} and {other.device}")
+    if dtype and tensor.dtype != other.dtype:
+        raise ValueError(f"{name} and {other_name} must have one dtype; got {tensor.dtype} and {other.dtype}")
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """`value` must be one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool) -> None:
+    """`value` must be a finite number (positive if asked), or a 0-dim floating tensor on the device of `like`.
+
+    A tensor's value is never read here: that would wait for the device.
+    """
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(f"{name} must be a number or a 0-dim tensor; got a tensor of shape {list(value.shape)}")
+        check_floating(name, value)
+        check_same(name, value, "the embeddings", like, dtype=False)
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number or a 0-dim tensor; got {value!r}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite; got {value!r}")
+
+
+def patch_grid(images: Tensor, patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Checks `images` [B, C, H, W] against `patch_size`; returns the patch's height and width in pixels."""
+    check_floating("images", images)
+    check_shape("images", images, "B", "C", "H", "W")
+    p, q = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    if p < 1 or q < 1 or images.shape[2] % p or images.shape[3] % q:
+        raise ValueError(
+            f"patch_size must divide the image: height {images.shape[2]} and width {images.shape[3]} by {p} and {q}"
+        )
+    return p, q

@@ -1,0 +1,401 @@
+"""The public functions: each checks its input, chooses a backend and calls the operation."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from hsv_kernels.backends import Backend, resolve
+from hsv_kernels.checks import (
+    check_choice,
+    check_floating,
+    check_same,
+    check_scalar,
+    check_shape,
+    patch_grid,
+)
+from hsv_kernels.ops.contrast import function as contrast
+from hsv_kernels.ops.masking import function as masking
+from hsv_kernels.ops.reconstruction import function as reconstruction
+
+__all__ = [
+    "denormalise_patches",
+    "gather_patches",
+    "gather_tokens",
+    "masked_mse",
+    "nt_xent",
+    "random_masking",
+    "restore_tokens",
+    "similarity_logsumexp",
+]
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def nt_xent(
+    z0: Tensor,
+    z1: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    reduction: str = "mean",
+    backend: Backend | None = None,
+) -> Tensor:
+    """NT-Xent, the contrastive loss of SimCLR (Chen et al., 2020), without the 2N × 2N similarity matrix.
+
+    With z the L2-normalised rows of [z0; z1], S = z zᵀ / temperature and pos(i) the other view of i:
+
+        loss_i = log Σ_{j≠i} exp S_ij − S_i,pos(i)
+
+    Args:
+        z0, z1: [N, D] embeddings of two views, float32, float64, bfloat16 or float16; normalised inside.
+        temperature: positive number, or a 0-dim tensor, which may require grad and whose value the host never reads
+            (a value that is not positive and finite then gives NaN).
+        reduction: "mean" over the 2N anchors, "sum", or "none" for [2N] values, z0's anchors first.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        float64 for float64 input, float32 otherwise. A single pair has no negative: its loss is 0.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, an empty batch, a temperature out of range.
+    """
+    check_floating("z0", z0)
+    check_shape("z0", z0, "N", "D")
+    check_floating("z1", z1)
+    if z1.shape != z0.shape:
+        raise ValueError(f"z1 must have the shape of z0, {list(z0.shape)}; got {list(z1.shape)}")
+    check_same("z1", z1, "z0", z0)
+    check_scalar("temperature", temperature, z0, positive=True)
+    check_choice("reduction", reduction, REDUCTIONS)
+    losses = contrast.nt_xent(z0, z1, temperature, backend=resolve("contrast", z0, backend))
+    return _reduce(losses, reduction)
+
+
+def similarity_logsumexp(
+    q: Tensor,
+    k: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    exclude_self: bool = False,
+    self_offset: int = 0,
+    positive: Tensor | None = None,
+    q_labels: Tensor | None = None,
+    k_labels: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Log-sum-exp of scaled similarities, the primitive of contrastive losses.
+
+        lse_i = log Σ_{j ∈ C(i)} exp(scale · q_i · k_j)
+
+    C(i) is every key, less column i + self_offset with exclude_self, less the positive, less columns of an equal label.
+    Nothing is normalised here.
+
+    Args:
+        q: [n, D] queries.
+        k: [m, D] keys; None is the square form k = q, whose gradient is the sum of both roles. Keys get a gradient if
+            they require one.
+        scale: finite number of any sign, or a 0-dim tensor, which may require grad; 1 / temperature in most losses.
+        exclude_self: leave column i + self_offset out of row i.
+        positive: int64 [n], a column of k for each query, or rows [n, D]; left out of the sum.
+        q_labels, k_labels: integers [n] and [m]; columns whose label equals the row's are left out.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        lse [n]; with `positive` (d, positive_logit), both [n], where positive_logit = scale · q_i · positive_i and
+        d = lse − positive_logit. float64 for float64 input, float32 otherwise. A row without candidates gives −inf and
+        a zero gradient.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+        BackendError: a named backend that does not serve this form (cpu and triton serve the square form without
+            positive and labels; the reference serves all of them).
+    """
+    check_floating("q", q)
+    check_shape("q", q, "n", "D")
+    keys = q if k is None else k
+    if k is not None:
+        check_floating("k", k)
+        check_shape("k", k, "m", "D")
+        if k.shape[1] != q.shape[1]:
+            raise ValueError(f"k must have the {q.shape[1]} dimensions of q; got {k.shape[1]}")
+        check_same("k", k, "q", q)
+    check_scalar("scale", scale, q, positive=False)
+    if isinstance(self_offset, bool) or not isinstance(self_offset, int):
+        raise ValueError(f"self_offset must be an integer; got {self_offset!r}")
+    if self_offset and not exclude_self:
+        raise ValueError(f"self_offset needs exclude_self=True; got self_offset={self_offset} without it")
+    _check_positive(positive, q)
+    _check_labels(q_labels, k_labels, q, keys)
+    return contrast.similarity_logsumexp(
+        *(q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels),
+        backend=contrast.resolve_form(q, k, self_offset, positive, q_labels, backend),
+    )
+
+
+def _check_positive(positive: Tensor | None, q: Tensor) -> None:
+    if positive is None:
+        return
+    if positive.dtype == torch.int64:
+        check_shape("positive", positive, "n")
+        check_same("positive", positive, "q", q, dtype=False)
+    else:
+        check_floating("positive", positive)
+        check_shape("positive", positive, "n", "D")
+        check_same("positive", positive, "q", q)
+    if positive.shape != q.shape[: positive.dim()]:
+        raise ValueError(f"positive must be int64 [n] or rows [n, D] for q {list(q.shape)}; got {list(positive.shape)}")
+
+
+def _check_labels(q_labels: Tensor | None, k_labels: Tensor | None, q: Tensor, k: Tensor) -> None:
+    if (q_labels is None) != (k_labels is None):
+        raise ValueError("q_labels and k_labels go together; got one of them")
+    for name, labels, rows in (("q_labels", q_labels, q), ("k_labels", k_labels, k)):
+        if labels is None:
+            continue
+        if labels.is_floating_point() or labels.shape != rows.shape[:1]:
+            raise ValueError(f"{name} must be integers [{rows.shape[0]}]; got {labels.dtype} {list(labels.shape)}")
+        check_same(name, labels, "q", q, dtype=False)
+
+
+def random_masking(
+    batch: int,
+    num_patches: int,
+    *,
+    num_keep: int | None = None,
+    mask_ratio: float | None = None,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor = 0,
+    first_index: int = 0,
+    device: torch.device | str = "cpu",
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keeps exactly K of L patches of each image, uniformly, without replacement (MAE; He et al., 2022).
+
+    Patch l of image b has the 32-bit key Philox-4x32-10(seed; l, first_index + b, offset); the K smallest (key, l) are
+    kept. The bits depend on these numbers alone: every backend gives the same masks.
+
+    Args:
+        batch: number of images B.
+        num_patches: patches of an image L.
+        num_keep: K, 1 … L. Or
+        mask_ratio: share that is removed, 0 ≤ r < 1; K = max(1, floor(L (1 − r) + 1e-6)).
+        seed: [0, 2^63), or a 0-dim int64 tensor read on the device; None draws one from torch's generator.
+        offset: [0, 2^56), or a 0-dim int64 tensor; usually the step.
+        first_index: number of the first image; a rank passes its own, or all ranks draw the same masks.
+        device: where the results live.
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; None follows `use_backend`.
+
+    Returns:
+        ids_keep [B, K] int64 in ascending position; ids_restore [B, L] int64, the place of each patch in
+        [kept, removed]; mask [B, L] float32, 1 = removed. None of them carries a gradient.
+
+    Raises:
+        ValueError: counts, ratio, seed or offset out of range, both or neither of num_keep and mask_ratio.
+    """
+    for name, value in (("batch", batch), ("num_patches", num_patches)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    keep = _num_keep(num_patches, num_keep, mask_ratio)
+    if first_index < 0 or first_index + batch > 2**32:
+        raise ValueError(f"first_index must be in [0, 2^32 - batch]; got {first_index}")
+    device = torch.device(device)
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ()))
+    seed = _counter("seed", seed, 2**63, device)
+    offset = _counter("offset", offset, 2**56, device)
+    name = resolve("masking", torch.empty(0, device=device), backend)
+    return masking.random_masking(batch, num_patches, keep, seed, offset, first_index, device, backend=name)
+
+
+def _num_keep(num_patches: int, num_keep: int | None, mask_ratio: float | None) -> int:
+    if (num_keep is None) == (mask_ratio is None):
+        raise ValueError(f"give num_keep or mask_ratio, one of them; got {num_keep!r} and {mask_ratio!r}")
+    if mask_ratio is not None:
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be in [0, 1); got {mask_ratio!r}")
+        return max(1, math.floor(num_patches * (1 - mask_ratio) + 1e-6))
+    if not 1 <= num_keep <= num_patches:
+        raise ValueError(f"num_keep must be in [1, {num_patches}]; got {num_keep!r}")
+    return num_keep
+
+
+def _counter(name: str, value: int | Tensor, limit: int, device: torch.device) -> int | Tensor:
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or value.dtype != torch.int64 or value.device != device:
+            raise ValueError(
+                f"{name} must be an int or a 0-dim int64 tensor on {device}; "
+                f"got {value.dtype} {list(value.shape)} on {value.device}"
+            )
+        return value
+    if not 0 <= value < limit:
+        raise ValueError(f"{name} must be in [0, 2^{limit.bit_length() - 1}); got {value!r}")
+    return value
+
+
+def gather_patches(
+    images: Tensor, ids_keep: Tensor, patch_size: int | tuple[int, int], *, backend: Backend | None = None
+) -> Tensor:
+    """The chosen patches, straight from the image.
+
+    Args:
+        images: [B, C, H, W].
+        ids_keep: [B, K] int64, patch numbers in row-major order of the patch grid.
+        patch_size: pixels, one number or (p, q), dividing H and W.
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; None follows `use_backend`.
+
+    Returns:
+        [B, K, p·q·C] in (p, q, c) order, pixel-major with the channel last. A patch embedding that is a convolution has
+        (c, p, q) weights: use `weight.permute(0, 2, 3, 1).flatten(1)`.
+
+    Raises:
+        ValueError: a patch that does not divide the image, shapes, dtypes or devices that do not fit.
+    """
+    p, q = patch_grid(images, patch_size)
+    _check_ids("ids_keep", ids_keep, images, (images.shape[2] // p) * (images.shape[3] // q))
+    return masking.gather_patches(images, ids_keep, p, q, backend=resolve("masking", images, backend))
+
+
+def gather_tokens(tokens: Tensor, ids_keep: Tensor, *, backend: Backend | None = None) -> Tensor:
+    """The chosen rows of each sequence: out[b, k] = tokens[b, ids_keep[b, k]].
+
+    Args:
+        tokens: [B, L, D].
+        ids_keep: [B, K] int64, without duplicates (HSV_CHECK=1 verifies that).
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; None follows `use_backend`.
+
+    Returns:
+        [B, K, D] of the dtype of `tokens`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+    """
+    check_floating("tokens", tokens)
+    check_shape("tokens", tokens, "B", "L", "D")
+    _check_ids("ids_keep", ids_keep, tokens, tokens.shape[1])
+    return masking.gather_tokens(tokens, ids_keep, backend=resolve("masking", tokens, backend))
+
+
+def restore_tokens(
+    tokens: Tensor, ids_restore: Tensor, mask_token: Tensor, *, backend: Backend | None = None
+) -> Tensor:
+    """Puts visible tokens back in their places and the mask token everywhere else (the decoder's input of MAE).
+
+        out[b, l] = tokens[b, r] if r < K else mask_token,  r = ids_restore[b, l]
+
+    Args:
+        tokens: [B, K, D] visible tokens.
+        ids_restore: [B, L] int64, a permutation of 0 … L − 1 for each image.
+        mask_token: [D], or any shape with D values, [1, 1, D] for instance.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        [B, L, D] of the dtype that torch.cat would promote to. The mask token's gradient is a float32 sum in a fixed
+        order.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+    """
+    check_floating("tokens", tokens)
+    check_shape("tokens", tokens, "B", "K", "D")
+    check_floating("mask_token", mask_token)
+    if mask_token.numel() != tokens.shape[2]:
+        raise ValueError(f"mask_token must have D = {tokens.shape[2]} values; got {list(mask_token.shape)}")
+    check_same("mask_token", mask_token, "tokens", tokens, dtype=False)
+    _check_ids("ids_restore", ids_restore, tokens, None)
+    if ids_restore.shape[1] < tokens.shape[1]:
+        raise ValueError(f"ids_restore must have L ≥ K = {tokens.shape[1]} columns; got {ids_restore.shape[1]}")
+    return masking.restore_tokens(tokens, ids_restore, mask_token, backend=resolve("masking", tokens, backend))
+
+
+def _check_ids(name: str, ids: Tensor, rows: Tensor, most: int | None) -> None:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        raise ValueError(f"{name} must be an int64 tensor; got {getattr(ids, 'dtype', type(ids).__name__)}")
+    check_shape(name, ids, "B", "K")
+    if ids.shape[0] != rows.shape[0] or (most is not None and ids.shape[1] > most):
+        limit = "" if most is None else f" with at most {most} columns"
+        raise ValueError(f"{name} must have one row for each of {rows.shape[0]} samples{limit}; got {list(ids.shape)}")
+    check_same(name, ids, "the input", rows, dtype=False)
+
+
+def masked_mse(
+    pred: Tensor,
+    images: Tensor,
+    mask: Tensor,
+    patch_size: int | tuple[int, int],
+    *,
+    norm_pix: bool = True,
+    reduction: str = "mean",
+    backend: Backend | None = None,
+) -> Tensor:
+    """Mean squared error on masked patches, the targets read straight from the image (MAE; He et al., 2022).
+
+        loss = Σ_bl mask_bl · mean_pixels (pred_bl − target_bl)² / Σ_bl mask_bl
+
+    With norm_pix each target patch x is (x − mean) / sqrt(var + 1e-6), var unbiased.
+
+    Args:
+        pred: [B, L, p·q·C], pixels in (p, q, c) order.
+        images: [B, C, H, W]; they get no gradient.
+        mask: [B, L], 1 = masked and counted, 0 = visible and left out; any non-negative weight works.
+        patch_size: pixels, one number or (p, q), dividing H and W.
+        norm_pix: normalise each target patch by its own mean and deviation.
+        reduction: "mean" as above (0 where nothing is masked), "sum" of the numerator, or "none" for [B, L] values.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        float64 for float64 predictions, float32 otherwise.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, images that require grad, norm_pix with one value per
+            patch.
+    """
+    p, q = patch_grid(images, patch_size)
+    grid = (images.shape[2] // p) * (images.shape[3] // q)
+    values = p * q * images.shape[1]
+    check_floating("pred", pred)
+    if pred.shape != (images.shape[0], grid, values):
+        raise ValueError(f"pred must be {[images.shape[0], grid, values]} for these images; got {list(pred.shape)}")
+    if mask.shape != pred.shape[:2]:
+        raise ValueError(f"mask must be {list(pred.shape[:2])}; got {list(mask.shape)}")
+    check_same("images", images, "pred", pred, dtype=False)
+    check_same("mask", mask, "pred", pred, dtype=False)
+    if images.requires_grad:
+        raise ValueError("images must not require grad: they are the target; pass images.detach()")
+    if norm_pix and values < 2:
+        raise ValueError(
+            f"norm_pix needs at least two values in a patch; got {values} (the unbiased variance of one is NaN)"
+        )
+    check_choice("reduction", reduction, REDUCTIONS)
+    name = resolve("reconstruction", pred, backend)
+    return reconstruction.masked_mse(pred, images, mask, p, q, norm_pix, reduction, backend=name)
+
+
+def denormalise_patches(
+    pred: Tensor, images: Tensor, patch_size: int | tuple[int, int], *, norm_pix: bool = True
+) -> Tensor:
+    """Turns predicted patches into an image, undoing norm_pix with each patch's own mean and deviation.
+
+    Args:
+        pred: [B, L, p·q·C], pixels in (p, q, c) order.
+        images: [B, C, H, W] that the predictions belong to.
+        patch_size: pixels, one number or (p, q), dividing H and W.
+        norm_pix: as in the loss; False only folds the patches.
+
+    Returns:
+        [B, C, H, W] of the dtype of `pred`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    p, q = patch_grid(images, patch_size)
+    rows, columns = images.shape[2] // p, images.shape[3] // q
+    expected = (images.shape[0], rows * columns, p * q * images.shape[1])
+    if pred.shape != expected:
+        raise ValueError(f"pred must be {list(expected)} for these images; got {list(pred.shape)}")
+    return reconstruction.denormalise_patches(pred, images, p, q, norm_pix)
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()

@@ -1,0 +1,67 @@
+"""The definition of the contrast operations in plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor) -> Tensor:
+    """Per-anchor losses [2N]: log Σ_{j≠i} exp S_ij − S_i,pos(i), as softplus(lse over the negatives − S_i,pos(i))."""
+    n = z0.shape[0]
+    z = torch.cat([z0, z1]).to(accumulation_dtype(z0.dtype))
+    z = z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    logits = z @ z.T / temperature
+
+    column = torch.arange(2 * n, device=z.device)
+    positive = (column + n) % (2 * n)
+    negatives = (column != column[:, None]) & (column != positive[:, None])
+    difference = masked_logsumexp(logits, negatives) - logits[column, positive]
+    return F.softplus(difference)
+
+
+def similarity_logsumexp(
+    q: Tensor,
+    k: Tensor | None,
+    scale: float | Tensor,
+    exclude_self: bool,
+    self_offset: int,
+    positive: Tensor | None,
+    q_labels: Tensor | None,
+    k_labels: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """lse [n] over the candidates of each row, or (lse − positive_logit, positive_logit)."""
+    q = q.to(accumulation_dtype(q.dtype))
+    k = q if k is None else k.to(q.dtype)
+    logits = scale * (q @ k.T)
+
+    row = torch.arange(q.shape[0], device=q.device)
+    column = torch.arange(k.shape[0], device=q.device)
+    candidates = torch.ones_like(logits, dtype=torch.bool)
+    if exclude_self:
+        candidates &= column != row[:, None] + self_offset
+    if q_labels is not None:
+        candidates &= q_labels[:, None] != k_labels
+    if positive is None:
+        return masked_logsumexp(logits, candidates)
+
+    if positive.dim() == 1:
+        candidates &= column != positive[:, None]
+        positive_logit = logits.gather(1, positive[:, None]).squeeze(1)
+    else:
+        positive_logit = scale * (q * positive.to(q.dtype)).sum(1)
+    return masked_logsumexp(logits, candidates) - positive_logit, positive_logit
+
+
+def masked_logsumexp(logits: Tensor, candidates: Tensor) -> Tensor:
+    """log Σ exp over the candidates of each row; −inf with a zero gradient where there are none."""
+    logits = logits.masked_fill(~candidates, -torch.inf)
+    shift = logits.detach().amax(1)
+    shift = shift.where(shift != -torch.inf, 0)
+    total = (logits - shift[:, None]).exp().sum(1)
+    some = candidates.any(1)
+    return (shift + total.where(some, 1).log()).where(some, -torch.inf)
