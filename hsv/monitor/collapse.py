@@ -1,0 +1,35 @@
+"""Two numbers that tell whether an encoder still tells images apart."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["effective_rank", "feature_spread"]
+
+
+def _check(z: Tensor) -> Tensor:
+    if z.ndim != 2 or z.shape[0] < 2:
+        raise ValueError(f"z: shape {list(z.shape)} given; features [n, D] with n ≥ 2 are allowed")
+    return z.detach().float()
+
+
+def feature_spread(z: Tensor) -> Tensor:
+    """√D · mean_d std_n(z / ‖z‖), a 0-dim float32 tensor on z's device.
+
+    z [n, D] of any floating type. 1 when the directions fill the sphere evenly, 0 when all rows point the
+    same way (the measure of SimSiam, Chen and He 2021). Nothing is read on the host.
+    """
+    z = F.normalize(_check(z), dim=1)  # [n, D]
+    return z.std(0, correction=0).mean() * z.shape[1] ** 0.5
+
+
+def effective_rank(z: Tensor) -> Tensor:
+    """exp(−Σ p ln p) with p = σ / Σσ, σ the singular values of the centred z, a 0-dim float32 tensor.
+
+    z [n, D] of any floating type. The number of directions in which features vary, from 1 to min(n − 1, D),
+    and 0 when they do not vary (Roy and Vetterli 2007; on uncentred features, RankMe of Garrido et al. 2023).
+    """
+    z = _check(z)
+    sigma = torch.linalg.svdvals(z - z.mean(0))  # [min(n, D)]
+    p = sigma / sigma.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(sigma.sum() > 0, torch.special.entr(p).sum().exp(), torch.zeros_like(p[0]))
