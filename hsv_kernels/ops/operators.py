@@ -14,8 +14,8 @@ def differentiable(
 ) -> Callable[..., Outputs]:
     """Gives the custom operator `op` its gradient and returns the function that callers use.
 
-    The formula is registered with the operator, which is what torch.compile traces, and serves a torch.autograd.Function
-    for eager calls: torch.func.grad wants its static setup_context, and vmap raises there.
+    The formula is registered with the operator, which is what torch.compile traces, and serves an autograd.Function for
+    eager calls: torch.func.grad wants its static setup_context, and vmap raises there.
 
     Args:
         op: the operator; takes positional arguments.
