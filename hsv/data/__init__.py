@@ -1,0 +1,31 @@
+"""Images in, batches of views out."""
+
+from .channels import to_channels
+from .decode import UndecodableImage
+from .loader import Batch, ViewLoader, default_workers, plain_batches
+from .photometric import normalise, photometric
+from .sources import ArraySource, FolderSource, Source, digits, open_source
+from .statistics import statistics
+from .views import DIGITS, MAE, SIMCLR_32, SIMCLR_224, ViewSpec
+
+__all__ = [
+    "DIGITS",
+    "MAE",
+    "SIMCLR_32",
+    "SIMCLR_224",
+    "ArraySource",
+    "Batch",
+    "FolderSource",
+    "Source",
+    "UndecodableImage",
+    "ViewLoader",
+    "ViewSpec",
+    "default_workers",
+    "digits",
+    "normalise",
+    "open_source",
+    "photometric",
+    "plain_batches",
+    "statistics",
+    "to_channels",
+]

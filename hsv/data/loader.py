@@ -1,0 +1,285 @@
+"""Batches of views, each a pure function of (seed, step), so that a run resumes anywhere."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .cache import CACHE_LIMIT, ImageReader
+from .channels import check_channels
+from .decode import UndecodableImage
+from .random import permutation
+from .sources import Source
+from .views import ViewSpec, centre_view, make_views
+
+__all__ = ["Batch", "ViewLoader", "default_workers", "plain_batches"]
+
+ORDER_KEY = 3
+SIGTERM_GRACE = 10
+
+
+@dataclass
+class Batch:
+    """Views of some images, before their colours are changed.
+
+    Attributes:
+        step: number of the step in the run.
+        epoch: passes over the source that are complete.
+        indices: int64 [B], the images' numbers in the source.
+        views: for each request uint8 [B, C, H, W]; row b of each is of the same image.
+        failures: (name, reason) of images that were left out because they could not be decoded.
+    """
+
+    step: int
+    epoch: int
+    indices: Tensor
+    views: list[Tensor]
+    failures: list[tuple[str, str]]
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, which reaches a GPU without waiting."""
+        return replace(self, indices=self.indices.pin_memory(), views=[v.pin_memory() for v in self.views])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its tensors on `device`."""
+        move = [t.to(device, non_blocking=True) for t in (self.indices, *self.views)]
+        return replace(self, indices=move[0], views=move[1:])
+
+
+class ViewLoader:
+    """Iterates over the batches of a run, or of the rest of one.
+
+    Each epoch is a permutation of the source that depends on (seed, epoch); a step takes the next
+    batch_size · world_size images of it, each rank its own part. What is left at the end of an epoch and does
+    not fill a step is dropped (other images in every epoch). Crops depend on (seed, epoch, image, slot). The
+    number of workers and what was read before change nothing.
+
+    Args:
+        source: the images.
+        requests: one specification for each view; the position is the slot, so equal specifications give
+            different views.
+        image_size: pixels, or (height, width).
+        channels: 1 or 3.
+        batch_size: images per step on this rank.
+        seed: of order and crops.
+        start_step: the step of the run to begin with.
+        num_steps: how many steps to yield.
+        workers: processes that decode and crop; 0 does it in this one.
+        rank, world_size: this process among those that share an epoch.
+        pin_memory: copy batches to page-locked memory.
+        cache_limit: bytes; sources that decode to no more than this are decoded once.
+
+    Raises:
+        ValueError: a bad argument, or fewer images than a step needs.
+        RuntimeError: from the iterator, when no image of a batch can be decoded.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        requests: Sequence[ViewSpec],
+        *,
+        image_size: int | tuple[int, int],
+        channels: int,
+        batch_size: int,
+        seed: int,
+        num_steps: int,
+        start_step: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        cache_limit: int = CACHE_LIMIT,
+    ) -> None:
+        check_channels(channels)
+        if not requests:
+            raise ValueError("requests must name at least one view, got none")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_steps", num_steps, 0),
+            ("start_step", start_step, 0),
+            ("workers", workers, 0),
+            ("world_size", world_size, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+        if len(source) < batch_size * world_size:
+            raise ValueError(
+                f"batch_size must not exceed the number of images ({len(source)}), got {batch_size}"
+                + (f" on each of {world_size} ranks" if world_size > 1 else "")
+            )
+        self.steps_per_epoch = len(source) // (batch_size * world_size)
+        self.start_step, self.num_steps = start_step, num_steps
+        self.workers, self.pin_memory = workers, pin_memory
+        size = as_size(image_size)
+        self.batches = ViewBatches(
+            reader=ImageReader(source, channels, min_side_for(requests, size), cache_limit),
+            requests=tuple(requests),
+            size=size,
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        steps = range(self.start_step, self.start_step + self.num_steps)
+        return parallel(self.batches, steps, self.workers, self.pin_memory)
+
+
+@dataclass
+class ViewBatches(Dataset):
+    """The batch of each step, as a function of the step; see ViewLoader."""
+
+    reader: ImageReader
+    requests: tuple[ViewSpec, ...]
+    size: tuple[int, int]
+    seed: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, step: int) -> Batch:
+        total = len(self.reader.source)
+        share = self.batch_size * self.world_size
+        epoch, position = divmod(step, total // share)
+        begin = position * share + self.rank * self.batch_size
+        wanted = self.order(epoch, total)[begin : begin + self.batch_size]
+        images, indices, failures = read_all(self.reader, wanted)
+        if not images:
+            named = "; ".join(f"{name}: {reason}" for name, reason in failures[:5])
+            raise RuntimeError(f"none of the {len(wanted)} images of step {step} can be decoded ({named}; …)")
+        views = [
+            to_tensor(make_views(images, indices, spec, self.size, (self.seed, epoch, slot)))
+            for slot, spec in enumerate(self.requests)
+        ]
+        return Batch(step, epoch, torch.from_numpy(indices), views, failures)
+
+    def order(self, epoch: int, total: int) -> np.ndarray:
+        """The epoch's permutation, kept until the next one is asked for."""
+        if getattr(self, "_order", (None,))[0] != epoch:
+            self._order = epoch, permutation((ORDER_KEY, self.seed, epoch), total)
+        return self._order[1]
+
+
+@dataclass
+class PlainBatches(Dataset):
+    """Consecutive images in evaluation's view; see plain_batches."""
+
+    reader: ImageReader
+    size: tuple[int, int]
+    batch_size: int
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        begin = number * self.batch_size
+        wanted = np.arange(begin, min(begin + self.batch_size, len(self.reader.source)))
+        images, indices, failures = read_all(self.reader, wanted)
+        views = np.zeros((len(images), *self.size, self.reader.channels), dtype=np.uint8)
+        for view, image in zip(views, images, strict=True):
+            view[:] = centre_view(image, self.size)
+        return torch.from_numpy(indices), to_tensor(views), failures
+
+
+def plain_batches(
+    source: Source,
+    *,
+    image_size: int | tuple[int, int],
+    channels: int,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, str]]]]:
+    """All images in order, each resized until it covers the size and cropped to its middle.
+
+    Yields:
+        indices int64 [B], images uint8 [B, C, H, W], failures as in Batch. B ≤ batch_size, and 0 where every
+        image of a batch failed.
+    """
+    check_channels(channels)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    size = as_size(image_size)
+    reader = ImageReader(source, channels, min_side=2 * max(size), limit=0)
+    batches = PlainBatches(reader, size, batch_size)
+    yield from parallel(batches, range(math.ceil(len(source) / batch_size)), workers)
+
+
+def parallel(batches: Dataset, order: range, workers: int, pin_memory: bool = False) -> Iterator:
+    """batches[i] for i in `order`, computed ahead by `workers` processes."""
+    if not order:
+        return
+    if workers == 0:
+        for i in order:
+            yield batches[i].pin_memory() if pin_memory else batches[i]
+        return
+    loader = DataLoader(
+        batches,
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=survive_signals,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own: the global one must not depend on when a loader was made
+    )
+    yield from loader
+
+
+def survive_signals(worker: int) -> None:
+    """Let a worker outlive a Ctrl-C or SIGTERM sent to its process group, so that the run can save its state.
+
+    The main process ends its workers itself; one that is left alone with a SIGTERM ends after ten seconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_GRACE))
+
+
+def read_all(reader: ImageReader, wanted: np.ndarray) -> tuple[list, np.ndarray, list[tuple[str, str]]]:
+    """The images that can be read, their indices int64, and (name, reason) of the others."""
+    images, indices, failures = [], [], []
+    for index in wanted.tolist():
+        try:
+            images.append(reader(index))
+            indices.append(index)
+        except UndecodableImage as error:
+            failures.append((error.name, error.reason))
+    return images, np.array(indices, dtype=np.int64), failures
+
+
+def to_tensor(views: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, C] → contiguous [B, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))
+
+
+def as_size(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size given as one number or as two."""
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"image_size must be a number of pixels or (height, width), got {image_size!r}")
+    return size
+
+
+def min_side_for(requests: Sequence[ViewSpec], size: tuple[int, int]) -> int:
+    """Pixels that the shorter side of an image must keep so that the smallest crop is not enlarged."""
+    smallest = min(spec.crop_scale[0] / max(spec.crop_ratio[1], 1 / spec.crop_ratio[0]) for spec in requests)
+    return math.ceil(max(size) / math.sqrt(smallest))
+
+
+def default_workers(processes: int = 1) -> int:
+    """Data workers for each of `processes` trainers on this machine: its CPUs less two, shared, 8 at most.
+
+    With two CPUs that is none: there the model itself needs both, and cropping costs little beside it.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, (cpus - 2) // processes))

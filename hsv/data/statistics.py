@@ -1,0 +1,50 @@
+"""Mean and deviation of the training images, for normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cache import read_image
+from .decode import UndecodableImage
+from .loader import as_size
+from .random import permutation
+from .sources import Source
+from .views import centre_view
+
+__all__ = ["statistics"]
+
+SAMPLE_KEY = 4
+
+
+def statistics(
+    source: Source,
+    channels: int,
+    image_size: int | tuple[int, int],
+    limit: int = 2000,
+    seed: int = 0,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over at most `limit` images, in units of [0, 1].
+
+    Images that cannot be decoded are passed over. A deviation is at least 1/255: it will divide.
+
+    Raises:
+        ValueError: none of the chosen images can be decoded.
+    """
+    chosen = np.sort(permutation((SAMPLE_KEY, seed), len(source))[:limit])
+    size = as_size(image_size)
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    error = None
+    for index in chosen.tolist():
+        try:
+            view = centre_view(read_image(source, index, channels, min_side=2 * max(size)), size)
+        except UndecodableImage as e:
+            error = e
+            continue
+        counts += np.stack([np.bincount(view[..., c].reshape(-1), minlength=256) for c in range(channels)])
+    if not counts.any():
+        raise ValueError(f"source: none of {len(chosen)} images can be decoded, the last one being {error}")
+    values = np.arange(256) / 255.0
+    weights = counts / counts.sum(1, keepdims=True)
+    mean = weights @ values
+    std = np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1))
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())

@@ -1,0 +1,150 @@
+"""Batches: order, reproducibility, resuming, ranks, failures."""
+
+import numpy as np
+import pytest
+import torch
+
+from hsv.data import DIGITS, MAE, ArraySource, UndecodableImage, ViewLoader, digits, plain_batches, statistics
+from hsv.data.sources import Source
+
+REQUESTS = (DIGITS, DIGITS, MAE)
+
+
+class Flaky(Source):
+    """Grey images of different sizes, of which every `every`-th cannot be decoded."""
+
+    def __init__(self, count=40, every=7):
+        self.count, self.every = count, every
+
+    def __len__(self):
+        return self.count
+
+    def name(self, index):
+        return f"file-{index}"
+
+    def read(self, index, min_side=None):
+        if index % self.every == 0:
+            raise UndecodableImage(self.name(index), "broken on purpose")
+        rng = np.random.default_rng(index)
+        return rng.integers(0, 256, (9 + index % 5, 8 + index % 3, 3), dtype=np.uint8)
+
+
+def batches(source=None, **changes):
+    options = {"image_size": 8, "channels": 1, "batch_size": 16, "seed": 3, "num_steps": 10} | changes
+    return list(ViewLoader(source or digits(), REQUESTS, **options))
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.step, a.epoch, a.failures) == (b.step, b.epoch, b.failures)
+        assert torch.equal(a.indices, b.indices)
+        assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+
+
+def test_shapes_and_slots():
+    batch = batches(num_steps=1, image_size=(8, 12), channels=3)[0]
+    assert [v.shape for v in batch.views] == [(16, 3, 8, 12)] * 3
+    assert all(v.dtype == torch.uint8 and v.is_contiguous() for v in batch.views)
+    assert not torch.equal(batch.views[0], batch.views[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 5, 7])
+def test_resume_is_exact(start, workers):
+    source = Flaky()  # two steps of 16 an epoch, so the runs cross epochs
+    whole = batches(source, channels=3)
+    rest = batches(source, channels=3, start_step=start, num_steps=10 - start, workers=workers)
+    assert_equal(whole[start:], rest)
+
+
+def test_workers_leave_the_global_generator_alone():
+    torch.manual_seed(0)
+    batches(num_steps=1, workers=1)
+    after = torch.rand(4)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(4))
+
+
+def test_cache_changes_nothing():
+    source = Flaky()
+    assert_equal(batches(source, channels=3), batches(source, channels=3, cache_limit=0))
+
+
+def test_epochs_differ_and_hold_each_image_once():
+    found = batches(ArraySource(digits().images[:48]), num_steps=6)
+    first, second = (torch.cat([b.indices for b in found if b.epoch == e]) for e in (0, 1))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(48))
+    assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_an_epoch(world_size):
+    source = ArraySource(digits().images[:96])
+    options = {"batch_size": 8, "num_steps": 96 // (8 * world_size), "world_size": world_size}
+    ranks = [batches(source, rank=r, **options) for r in range(world_size)]
+    seen = torch.cat([b.indices for rank in ranks for b in rank])
+    assert sorted(seen.tolist()) == list(range(96))
+    joined = [torch.cat([rank[s].indices for rank in ranks]) for s in range(options["num_steps"])]
+    alone = batches(source, batch_size=8 * world_size, num_steps=options["num_steps"])
+    assert all(torch.equal(a, b.indices) for a, b in zip(joined, alone, strict=True))
+
+
+def test_failures_are_named_and_left_out():
+    found = batches(Flaky(), num_steps=2, channels=3)
+    for batch in found:
+        assert len(batch.indices) + len(batch.failures) == 16
+        assert all(i % 7 for i in batch.indices.tolist())
+        assert all(len(v) == len(batch.indices) for v in batch.views)
+        assert all(reason == "broken on purpose" for _, reason in batch.failures)
+    assert sum(len(b.failures) for b in found) >= 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batch_of_failures_is_an_error_that_names_them(workers):
+    with pytest.raises(RuntimeError, match=r"none of the 16 images of step 0.*file-\d+: broken on purpose"):
+        batches(Flaky(every=1), workers=workers)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 0},
+        {"batch_size": 2000},
+        {"batch_size": 800, "world_size": 2},
+        {"rank": 1},
+        {"workers": -1},
+        {"channels": 2},
+        {"image_size": 0},
+        {"start_step": -1},
+    ],
+)
+def test_bad_arguments_are_named(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        batches(**changes)
+
+
+def test_plain_batches_hold_every_image_in_order():
+    source = digits("test")
+    found = list(plain_batches(source, image_size=8, channels=1, batch_size=100))
+    assert [len(i) for i, _, _ in found] == [100, 100, 100, 60]
+    images = torch.cat([v for _, v, _ in found])
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), source.images)
+
+
+def test_plain_batches_report_failures():
+    found = list(plain_batches(Flaky(), image_size=8, channels=3, batch_size=7, workers=1))
+    assert torch.cat([i for i, _, _ in found]).tolist() == [i for i in range(40) if i % 7]
+    assert [name for _, _, failed in found for name, _ in failed] == [f"file-{i}" for i in range(0, 40, 7)]
+
+
+def test_statistics_are_those_of_the_pixels():
+    source = digits()
+    mean, std = statistics(source, 1, 8)
+    pixels = source.images / 255.0
+    assert mean[0] == pytest.approx(pixels.mean(), rel=1e-9)
+    assert std[0] == pytest.approx(pixels.std(), rel=1e-9)
+    assert statistics(source, 1, 8, limit=50, seed=1) != statistics(source, 1, 8, limit=50, seed=2)
+    assert len(statistics(Flaky(), 3, 8)[0]) == 3
+    with pytest.raises(ValueError, match="broken on purpose"):
+        statistics(Flaky(every=1), 3, 8)
