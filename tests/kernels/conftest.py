@@ -1,0 +1,21 @@
+"""Selection of the kernel tests: one table of cases, run as it is or under Triton's interpreter.
+
+TRITON_INTERPRET=1 OMP_NUM_THREADS=1 pytest tests/kernels runs the interpreted kernels and nothing else: tests with a
+parameter `backend` equal to "triton", less those marked large.
+"""
+
+import pytest
+
+from hsv_kernels.backends import interpreting
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not interpreting():
+        return
+    kept, left = [], []
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        runs = parameters.get("backend") == "triton" and item.get_closest_marker("large") is None
+        (kept if runs else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
