@@ -30,7 +30,8 @@ def test_missing_compiler_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_without_compiled_code_says_so_and_works(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "hsv_kernels", tmp_path / "hsv_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "hsv_kernels", tmp_path / "hsv_kernels", ignore=ignore)
     script = (
         "import torch, hsv_kernels as k; print(k.backends())\n"
         "print('loss', float(k.nt_xent(torch.randn(4, 8), torch.randn(4, 8))))\n"
