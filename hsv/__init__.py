@@ -1,0 +1,23 @@
+"""Train, evaluate and export hybrid self-supervised vision encoders."""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["Config", "Encoder", "load_config", "load_encoder", "pretrain"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "hsv.config",
+    "Encoder": "hsv.models",
+    "load_config": "hsv.config",
+    "load_encoder": "hsv.export",
+    "pretrain": "hsv.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import hsv` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hsv' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

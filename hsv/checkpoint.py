@@ -1,0 +1,76 @@
+"""Checkpoints: written whole or not at all, the newest few kept."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hsv.config import Config
+
+__all__ = ["find_checkpoint", "read_checkpoint", "restore", "save_checkpoint"]
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+def save_checkpoint(
+    run_dir: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, config: Config, *, keep: int
+) -> Path:
+    """Write checkpoints/step-N.pt under `run_dir` and drop all but the newest `keep`.
+
+    A run draws its randomness from (seed, step), so step, weights and optimiser are its whole state.
+    """
+    folder = run_dir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.pt"
+    partial = path.with_suffix(".partial")
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save({"format": FORMAT, "step": step, "config": config.to_dict(), **state}, partial)
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    for old in _checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def find_checkpoint(path: str | Path) -> Path | None:
+    """The checkpoint that `path` is, or the newest of the run folder that it is; None if there is none."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    found = _checkpoints(path / "checkpoints")
+    return found[-1] if found else None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Contents of a checkpoint, or of the newest of a run folder, on the CPU: step, config, model, optimiser.
+
+    Raises ValueError if there is none or it is of another format.
+    """
+    found = find_checkpoint(path)
+    if found is None:
+        raise ValueError(
+            f"checkpoint: got {str(path)!r}; allowed: a checkpoint file or the folder of a run that has one"
+        )
+    state = torch.load(found, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"checkpoint: got {str(found)!r}; allowed: a file written by hsv pretrain (format {FORMAT})")
+    return state
+
+
+def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Load weights and optimiser, strictly, and return the step to go on with."""
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name)) if folder.is_dir() else []

@@ -1,0 +1,172 @@
+"""The command line: `hsv pretrain | evaluate | embed | report | presets`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import jsonargparse
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from hsv import __version__
+from hsv.config import Config, preset_names, preset_path
+
+__all__ = ["main"]
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for a run that broke down, 2 for bad input, 128 + n after signal n."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = next(iter(arguments), "")
+    try:
+        parsed = _parser(_starting_point(arguments) if command == "pretrain" else []).parse_args(arguments)
+        return COMMANDS[parsed.command](parsed[parsed.command])
+    except (ValueError, OSError) as error:
+        print(f"hsv {command}: {error}", file=sys.stderr)
+        return 2
+    except (FloatingPointError, RuntimeError) as error:
+        if os.environ.get("HSV_DEBUG"):
+            raise
+        print(f"hsv {command}: {error} (HSV_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+
+
+def pretrain(arguments: Namespace) -> int:
+    """`hsv pretrain`."""
+    from hsv.train import pretrain as train
+
+    nested = arguments.as_dict()
+    values = {field.name: nested[field.name] for field in dataclasses.fields(Config)}
+    if arguments.resume:
+        values["output"] = str(arguments.resume)
+    summary = train(Config.from_dict(values), resume=arguments.resume is not None)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{summary.step:,} of {summary.steps:,} steps, {summary.images_per_second:,.0f} images/s")
+        print(f"checkpoint  {summary.checkpoint}")
+        print(f"encoder     {summary.encoder_call}")
+        if summary.failures:
+            print(f"left out    {len(summary.failures)} broken files, named in {summary.run_dir / 'failures.jsonl'}")
+        if summary.stopped_by:
+            print(f"stopped by signal {summary.stopped_by}; go on with: hsv pretrain --resume {summary.run_dir}")
+    return 128 + summary.stopped_by if summary.stopped_by else 0
+
+
+def evaluate(arguments: Namespace) -> int:
+    """`hsv evaluate`."""
+    from hsv.evaluate import evaluate as run
+
+    run(**arguments.as_dict())
+    return 0
+
+
+def embed(arguments: Namespace) -> int:
+    """`hsv embed`."""
+    from hsv.evaluate import embed as run
+
+    print(run(**arguments.as_dict()))
+    return 0
+
+
+def report(arguments: Namespace) -> int:
+    """`hsv report`."""
+    from hsv.report import write_report
+
+    print(write_report(arguments.run, output=arguments.output))
+    return 0
+
+
+def presets(arguments: Namespace) -> int:
+    """`hsv presets`: the names with their first line, or one preset whole."""
+    if arguments.name:
+        print(preset_path(arguments.name).read_text(), end="")
+        return 0
+    for name in preset_names():
+        print(f"{name:12} {preset_path(name).read_text().splitlines()[0].removeprefix('# ')}")
+    return 0
+
+
+COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "embed": embed, "report": report, "presets": presets}
+
+
+def _starting_point(arguments: list[str]) -> list[str]:
+    """The configuration files that `--preset` or `--resume` stand for; their values become the defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--resume")
+    known, _ = parser.parse_known_args(arguments)
+    files = [str(preset_path(known.preset))] if known.preset else []
+    if known.resume:
+        files.append(str(Path(known.resume) / "config.yaml"))
+        if not Path(files[-1]).is_file():
+            raise ValueError(f"resume: got {known.resume!r}; allowed: the folder of a run, which holds a config.yaml")
+    return files
+
+
+def _parser(defaults: list[str]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="hsv", description="Self-supervised training of vision transformers.", version=__version__
+    )
+    commands = parser.add_subcommands(dest="command", required=True)
+    commands.add_subcommand("pretrain", _pretrain_parser(defaults), help="train an encoder on images without labels")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="20-NN and linear probe of an encoder")
+    commands.add_subcommand("embed", _embed_parser(), help="write the features of a folder of images")
+
+    run = ArgumentParser(description="Write the report page of a run.")
+    run.add_argument("run", type=str, help="folder of the run")
+    run.add_argument(
+        "-o", "--output", type=str | None, help="the HTML file; unset = report.html in the folder of the run"
+    )
+    commands.add_subcommand("report", run, help="write the report page of a run")
+
+    show = ArgumentParser(description="List the presets, or print one.")
+    show.add_argument("name", type=str, nargs="?", help="the preset to print")
+    commands.add_subcommand("presets", show, help="list the presets, or print one")
+    return parser
+
+
+def _pretrain_parser(defaults: list[str]) -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Train an encoder on images without labels. Later options override earlier ones, and all override "
+        "--preset and --resume.",
+        default_config_files=defaults,
+    )
+    parser.add_argument("--preset", help=f"configuration to start from: {', '.join(preset_names())}")
+    parser.add_argument("--resume", help="folder of a run to go on with, under its own configuration")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _encoder_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="folder of a run, a checkpoint, or an encoder.safetensors")
+    parser.add_argument(
+        "--pool", type=str, default="mean", choices=["mean", "cls"], help="mean of the patch tokens, or class token"
+    )
+    parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to compute")
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="20-NN and linear probe on frozen features; the test part is read once.")
+    _encoder_arguments(parser)
+    parser.add_argument("--data", type=str, required=True, help="labelled images: digits, class folders, or tar shards")
+    parser.add_argument("--limit", type=int | None, help="use only the first so many training images")
+    parser.add_argument("--k", type=int, default=20, help="neighbours that vote")
+    parser.add_argument("--seed", type=int, default=0, help="of the split that chooses the probe's regularisation")
+    parser.add_argument("--baselines", type=bool, default=True, help="also raw pixels and the untrained encoder")
+    parser.add_argument("--output", type=str | None, help="JSON file; unset = evaluation.json in the folder of the run")
+    return parser
+
+
+def _embed_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Write file names and features of a folder of images.")
+    _encoder_arguments(parser)
+    parser.add_argument("data", type=str, metavar="FOLDER", help="folder of images, tar shards, or digits")
+    parser.add_argument("-o", "--output", type=str, required=True, help="features.npz or features.parquet")
+    return parser

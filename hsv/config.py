@@ -1,0 +1,300 @@
+"""The configuration of a run: one tree of dataclasses that the command line, the YAML file and the checkpoint share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hsv.data.views import MAE, SIMCLR_224, ViewSpec
+
+__all__ = [
+    "Config",
+    "EncoderConfig",
+    "InputConfig",
+    "MAEConfig",
+    "OptimiserConfig",
+    "RunConfig",
+    "SimCLRConfig",
+    "WeightingConfig",
+    "load_config",
+    "preset_names",
+    "preset_path",
+]
+
+
+@dataclass
+class InputConfig:
+    """How images become tensors."""
+
+    image_size: int = 224
+    """Side of the square views, in pixels."""
+    channels: Literal[1, 3] = 3
+    """3 (grey replicated, alpha over white) or 1."""
+    limit: int | None = None
+    """Use only the first so many training images."""
+    workers: int | None = None
+    """Processes that decode and crop; 0 = in the training process; unset = chosen from the number of cores."""
+    mean: list[float] | None = None
+    """Mean of each channel, in [0, 1]; unset = measured on at most 2,000 training images."""
+    std: list[float] | None = None
+    """Standard deviation of each channel; unset = measured together with the mean."""
+
+
+@dataclass
+class EncoderConfig:
+    """A timm vision transformer with class token and final norm. What is unset stays as timm has it."""
+
+    name: str = "vit_small_patch16_224"
+    """Name of a plain vision transformer in timm."""
+    patch_size: int | None = None
+    """Side of a patch, in pixels."""
+    embed_dim: int | None = None
+    """Width of a token."""
+    depth: int | None = None
+    """Number of blocks."""
+    num_heads: int | None = None
+    """Attention heads of each block."""
+    drop_path: float = 0.0
+    """Rate of stochastic depth at the last block, rising linearly from 0."""
+
+
+@dataclass
+class SimCLRConfig:
+    """Two augmented views, a projection head, NT-Xent (Chen et al. 2020)."""
+
+    view: ViewSpec = SIMCLR_224
+    """Augmentation of both views."""
+    temperature: float = 0.1
+    """Temperature of NT-Xent, > 0."""
+    hidden_dim: int = 2048
+    """Hidden width of the projection head."""
+    out_dim: int = 128
+    """Width of the projections that are compared."""
+    pool: Literal["mean", "cls"] = "mean"
+    """What the head reads: the mean of the patch tokens, or the class token."""
+
+
+@dataclass
+class MAEConfig:
+    """Masked reconstruction from the visible patches (He et al. 2021)."""
+
+    view: Literal["shared", "own"] = "shared"
+    """`shared`: reconstruct the first contrastive view; `own`: a view of its own, after `own_view`.
+    Without a contrastive objective the view is always its own."""
+    own_view: ViewSpec = MAE
+    """Augmentation of the view of its own."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is removed, in [0, 1)."""
+    norm_pix: bool = True
+    """Normalise each target patch by its own mean and deviation."""
+    decoder_dim: int = 256
+    """Width of the decoder."""
+    decoder_depth: int = 4
+    """Number of blocks of the decoder."""
+    decoder_heads: int | None = None
+    """Attention heads of the decoder; unset = one for every 32 channels."""
+
+
+@dataclass
+class WeightingConfig:
+    """How the losses of several objectives become one. Each is first divided by its value at chance."""
+
+    kind: Literal["uncertainty", "fixed"] = "uncertainty"
+    """`uncertainty`: learned weights within [1/4, 4] (after Kendall et al. 2018); `fixed`: those of `fixed`."""
+    fixed: dict[str, float] = field(default_factory=dict)
+    """Fixed weight by objective; 1 for those that are not named."""
+    lr: float = 1e-2
+    """Learning rate of the learned weights, under the same schedule as the others."""
+
+
+@dataclass
+class OptimiserConfig:
+    """AdamW, a linear warm-up and a cosine to zero, per step."""
+
+    base_lr: float = 5e-4
+    """Learning rate for 256 images a step; it grows in proportion to `run.batch_size`."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of the matrices; norms, biases, tokens and positions have none."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    warmup_epochs: float = 10.0
+    """Epochs of linear warm-up, at most 10 % of the run."""
+    clip: float | None = 3.0
+    """Largest norm of the gradient; `null` switches clipping off."""
+
+
+@dataclass
+class RunConfig:
+    """Length, size, precision and bookkeeping of the run."""
+
+    batch_size: int = 256
+    """Images of an optimiser step, over all ranks and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches of a step. Each contrasts only its own images."""
+    epochs: float = 100.0
+    """Length in passes over the data, unless `steps` or `minutes` is given."""
+    steps: int | None = None
+    """Length in optimiser steps."""
+    seed: int = 0
+    """Seed of everything drawn at random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` prefers an accelerator."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bfloat16 autocast or float32; `auto` takes bfloat16 where the device multiplies it natively."""
+    kernels: Literal["auto", "reference"] = "auto"
+    """Fused operations, or their plain PyTorch definitions."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the last step always leaves one."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass
+class Config:
+    """Pre-training of a vision transformer on images without labels."""
+
+    data: str = "digits"
+    """`digits` (embedded), a folder of images, or a folder or glob of tar shards."""
+    output: str | None = None
+    """Folder of the run; unset = runs/DATA-TIME."""
+    init: str | None = None
+    """Weights to start from: `timm` (pretrained weights of `encoder.name`), a file, or the folder of an earlier run."""
+    minutes: float | None = None
+    """Length of the training in minutes: measured once at the start, then turned into steps."""
+    objectives: list[str] = field(default_factory=lambda: ["simclr", "mae"])
+    """What is trained together, of `simclr` and `mae`."""
+    input: InputConfig = field(default_factory=InputConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree as plain dictionaries, lists and numbers."""
+        return _plain(self)
+
+    def save(self, path: Path) -> None:
+        """Write the tree as YAML."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`; keys that are missing take their defaults, unknown ones raise."""
+        return _build(cls, values, "config")
+
+    def check(self) -> None:
+        """Raise ValueError for the first setting that cannot work."""
+        known = ("simclr", "mae")
+        _require(
+            bool(self.objectives)
+            and set(self.objectives) <= set(known)
+            and len(set(self.objectives)) == len(self.objectives),
+            "objectives",
+            self.objectives,
+            f"one or more of {', '.join(known)}, each once",
+        )
+        _positive("run.batch_size", self.run.batch_size)
+        _positive("run.accumulate", self.run.accumulate)
+        _positive("run.log_every", self.run.log_every)
+        _positive("run.checkpoint_every", self.run.checkpoint_every)
+        _positive("run.keep", self.run.keep)
+        _positive("run.epochs", self.run.epochs)
+        _positive("run.steps", self.run.steps, optional=True)
+        _positive("minutes", self.minutes, optional=True)
+        _positive("optimiser.base_lr", self.optimiser.base_lr)
+        _positive("optimiser.clip", self.optimiser.clip, optional=True)
+        _positive("simclr.temperature", self.simclr.temperature)
+        _require(0 <= self.mae.mask_ratio < 1, "mae.mask_ratio", self.mae.mask_ratio, "a number in [0, 1)")
+        _require(
+            self.run.batch_size % self.run.accumulate == 0,
+            "run.accumulate",
+            self.run.accumulate,
+            f"a divisor of run.batch_size = {self.run.batch_size}",
+        )
+        unknown = set(self.weighting.fixed) - set(known)
+        _require(not unknown, "weighting.fixed", sorted(unknown), f"names among {', '.join(known)}")
+        _require(
+            (self.input.mean is None) == (self.input.std is None),
+            "input.mean and input.std",
+            (self.input.mean, self.input.std),
+            "both, or neither",
+        )
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("hsv.presets")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """Path of a preset's YAML file. Raises ValueError for an unknown name."""
+    _require(name in preset_names(), "preset", name, f"one of {', '.join(preset_names())}")
+    return Path(str(resources.files("hsv.presets") / f"{name}.yaml"))
+
+
+def load_config(path: str | Path | None = None, *, preset: str | None = None) -> Config:
+    """A configuration from a YAML file, a preset, or the file over the preset."""
+    values: dict[str, Any] = {}
+    for source in (preset_path(preset) if preset else None, path):
+        if source is not None:
+            _merge(values, yaml.safe_load(Path(source).read_text()) or {})
+    return Config.from_dict(values)
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    """An instance of the dataclass `cls`; a nested dataclass is recognised by its default."""
+    unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+    _require(not unknown, where, sorted(unknown), "keys " + ", ".join(f.name for f in dataclasses.fields(cls)))
+    default = cls()
+    arguments = {}
+    for key, value in values.items():
+        nested = getattr(default, key)
+        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
+            value = _build(type(nested), {**_plain(nested), **value}, f"{where}.{key}")
+        elif isinstance(nested, tuple) and isinstance(value, list):
+            value = tuple(value)
+        arguments[key] = value
+    return cls(**arguments)
+
+
+def _positive(name: str, value: float | None, *, optional: bool = False) -> None:
+    allowed = value is None if optional else False
+    _require(allowed or (value is not None and value > 0 and math.isfinite(value)), name, value, "a number > 0")
+
+
+def _require(condition: bool, name: str, given: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}: got {given!r}; allowed: {allowed}")

@@ -1,0 +1,103 @@
+"""The encoder by itself: made from a configuration, written for timm, read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hsv.checkpoint import find_checkpoint, read_checkpoint
+from hsv.config import Config
+from hsv.models import Encoder
+from hsv.objectives import Hybrid, build_hybrid
+
+__all__ = ["build_encoder", "export_encoder", "load_encoder", "load_model", "timm_call"]
+
+
+def build_encoder(config: Config, *, pretrained: bool = False) -> Encoder:
+    """A fresh encoder after `config`, whose `input.mean` and `input.std` are set."""
+    chosen = config.encoder
+    arguments: dict[str, Any] = {"img_size": config.input.image_size, "in_chans": config.input.channels}
+    for key in ("patch_size", "embed_dim", "depth", "num_heads"):
+        if getattr(chosen, key) is not None:
+            arguments[key] = getattr(chosen, key)
+    return Encoder(
+        chosen.name,
+        arguments,
+        mean=tuple(config.input.mean),
+        std=tuple(config.input.std),
+        pool=config.simclr.pool if "simclr" in config.objectives else "mean",
+        drop_path=chosen.drop_path,
+        pretrained=pretrained,
+    )
+
+
+def timm_call(encoder: Encoder, path: str | Path) -> str:
+    """The Python call that builds this encoder with timm alone and loads `path`."""
+    arguments = "".join(f", {key}={value!r}" for key, value in encoder.arguments.items())
+    return f"timm.create_model({encoder.name!r}{arguments}, checkpoint_path={str(path)!r})"
+
+
+def export_encoder(encoder: Encoder, folder: Path) -> str:
+    """Write encoder.safetensors and encoder.json to `folder` and return the call that loads them with timm."""
+    weights = folder / "encoder.safetensors"
+    state = {key: value.detach().cpu().contiguous() for key, value in encoder.vit.state_dict().items()}
+    save_file(state, weights, metadata={"format": "pt"})
+    call = timm_call(encoder, weights)
+    description = {
+        "name": encoder.name,
+        "arguments": encoder.arguments,
+        "pool": encoder.pool,
+        "mean": encoder.mean,
+        "std": encoder.std,
+        "channels": encoder.channels,
+        "call": timm_call(encoder, weights.name),
+    }
+    (folder / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
+    return call
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The encoder of a run folder, a checkpoint or an encoder.safetensors beside its encoder.json, in evaluation mode.
+
+    Raises ValueError if there is no encoder at `path`.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _load_exported(path)
+    if find_checkpoint(path) is None and (path / "encoder.safetensors").is_file():
+        return _load_exported(path / "encoder.safetensors")
+    checkpoint = read_checkpoint(path)
+    encoder = build_encoder(Config.from_dict(checkpoint["config"]))
+    prefix = "encoder."
+    weights = {key.removeprefix(prefix): value for key, value in checkpoint["model"].items() if key.startswith(prefix)}
+    encoder.load_state_dict(weights)
+    return encoder.eval()
+
+
+def load_model(path: str | Path) -> tuple[Config, Hybrid]:
+    """Configuration and whole model, heads included, of a run folder or a checkpoint, in evaluation mode."""
+    checkpoint = read_checkpoint(path)
+    config = Config.from_dict(checkpoint["config"])
+    hybrid = build_hybrid(config, build_encoder(config))
+    hybrid.load_state_dict(checkpoint["model"])
+    return config, hybrid.eval()
+
+
+def _load_exported(path: Path) -> Encoder:
+    described = path.with_name("encoder.json")
+    if not path.is_file() or not described.is_file():
+        raise ValueError(f"path: got {str(path)!r}; allowed: an encoder.safetensors with its encoder.json beside it")
+    description = json.loads(described.read_text())
+    encoder = Encoder(
+        description["name"],
+        {key: tuple(v) if isinstance(v, list) else v for key, v in description["arguments"].items()},
+        mean=tuple(description["mean"]),
+        std=tuple(description["std"]),
+        pool=description["pool"],
+    )
+    encoder.vit.load_state_dict(load_file(path))
+    return encoder.eval()

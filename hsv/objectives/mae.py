@@ -1,0 +1,81 @@
+"""MAE: pixels of removed patches from the visible ones (He et al. 2021, arXiv:2111.06377)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hsv.config import MAEConfig
+from hsv.models import Decoder, Encoder, Encoding
+from hsv.objectives.request import Mask, Masked, Request, View
+from hsv_kernels import denormalise_patches, masked_mse, random_masking
+
+__all__ = ["MAE"]
+
+
+class MAE(nn.Module):
+    """A shallow decoder over the visible tokens of one masked view, and the mean squared error of removed patches.
+
+    Args:
+        encoder: the shared encoder, for its shapes.
+        config: mask, decoder and target.
+        shared: the view to reconstruct when it is not MAE's own.
+    """
+
+    def __init__(self, encoder: Encoder, config: MAEConfig, shared: View | None) -> None:
+        super().__init__()
+        self.config, self.patch_size = config, encoder.patch_size
+        self.view = shared if shared is not None and config.view == "shared" else View(config.own_view, 0)
+        self.requests = [Request(self.view, Mask(config.mask_ratio))]
+        p, q = self.patch_size
+        self.decoder = Decoder(
+            encoder.dim,
+            encoder.num_patches,
+            dim=config.decoder_dim,
+            depth=config.decoder_depth,
+            heads=config.decoder_heads or max(1, config.decoder_dim // 32),
+            out_dim=p * q * encoder.channels,
+        )
+
+    def forward(
+        self, encodings: dict[Request, Encoding], images: dict[View, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The masked view's encoding to the loss; nothing else is worth logging."""
+        visible: Masked = encodings[self.requests[0]]
+        pred = self.decoder(visible.patches, visible.ids_restore)  # [B, L, p·q·C]
+        target = images[self.view]
+        return masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix), {}
+
+    @staticmethod
+    def chance(batch: int) -> float:
+        """The loss of predicting each normalised patch by its mean."""
+        return 1.0
+
+    @torch.no_grad()
+    def reconstruct(self, encoder: Encoder, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Show what the decoder sees and says.
+
+        Args:
+            encoder: the shared encoder.
+            images: [B, C, H, W], normalised.
+            seed: of the mask.
+
+        Returns:
+            The images with removed patches zero, the images with removed patches reconstructed
+            (both [B, C, H, W], normalised like the input) and the mask [B, L], 1 = removed.
+        """
+        ids_keep, ids_restore, mask = random_masking(
+            len(images), encoder.num_patches, mask_ratio=self.config.mask_ratio, seed=seed, device=images.device
+        )
+        pred = self.decoder(encoder.encode(images, ids_keep).patches, ids_restore)
+        if self.config.norm_pix:
+            pred = denormalise_patches(pred, images, self.patch_size)
+        removed = self._unpatchify(mask[..., None].expand_as(pred).to(images.dtype), images)
+        filled = self._unpatchify(pred.to(images.dtype), images)
+        return images * (1 - removed), images * (1 - removed) + filled * removed, mask
+
+    def _unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
+        """[B, L, p·q·C] in (p, q, c) order to the shape of `like`, [B, C, H, W]."""
+        (batch, channels, height, width), (p, q) = like.shape, self.patch_size
+        x = patches.reshape(batch, height // p, width // q, p, q, channels)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(like.shape)

@@ -1,0 +1,62 @@
+"""The optimiser and its schedule, both functions of the configuration and the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from hsv.config import Config
+
+__all__ = ["adamw", "clipped_parameters", "learning_rate_factor", "set_learning_rate"]
+
+UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "temperature")
+
+
+def adamw(model: nn.Module, config: Config) -> torch.optim.AdamW:
+    """AdamW in three groups: matrices with decay; norms, biases, tokens and positions without; loss weights.
+
+    Each group's `base_lr` is the rate at the top of the schedule; `clipped` says whether clipping sees it.
+    """
+    settings = config.optimiser
+    rate = settings.base_lr * config.run.batch_size / 256
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "weighting": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[_group_of(name, parameter)].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups["matrices"], "base_lr": rate, "weight_decay": settings.weight_decay, "clipped": True},
+            {"params": groups["vectors"], "base_lr": rate, "weight_decay": 0.0, "clipped": True},
+            {"params": groups["weighting"], "base_lr": config.weighting.lr, "weight_decay": 0.0, "clipped": False},
+        ],
+        lr=rate,
+        betas=(settings.beta1, settings.beta2),
+        fused=True,
+    )
+
+
+def _group_of(name: str, parameter: nn.Parameter) -> str:
+    if name.split(".")[0] == "weighting":
+        return "weighting"
+    return "vectors" if parameter.ndim < 2 or name.split(".")[-1] in UNDECAYED else "matrices"
+
+
+def clipped_parameters(optimiser: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    """The parameters whose common gradient norm is measured and clipped."""
+    return (p for group in optimiser.param_groups if group["clipped"] for p in group["params"])
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Share of the top learning rate at `step` of `steps`: linear up to `warmup`, then a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group to `factor` × its own top rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = factor * group["base_lr"]

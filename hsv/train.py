@@ -1,0 +1,293 @@
+"""Pre-training: the set-up, the loop, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from hsv.checkpoint import find_checkpoint, read_checkpoint, restore, save_checkpoint
+from hsv.config import Config
+from hsv.data import Batch, Source, ViewLoader, default_workers, open_source, photometric, statistics
+from hsv.export import build_encoder, export_encoder
+from hsv.initialise import initialise
+from hsv.monitor import MetricLog
+from hsv.objectives import Hybrid, build_hybrid
+from hsv.optim import adamw, clipped_parameters, learning_rate_factor, set_learning_rate
+from hsv.signals import StopSignals
+from hsv_kernels import use_backend
+
+__all__ = ["RunSummary", "Trainer", "pretrain"]
+
+
+@dataclass
+class RunSummary:
+    """What `pretrain` returns."""
+
+    run_dir: Path
+    """Folder of the run."""
+    checkpoint: Path
+    """The last checkpoint."""
+    step: int
+    """Optimiser steps done, of `steps`."""
+    steps: int
+    """Length of the run, in optimiser steps."""
+    images_per_second: float
+    """Images seen a second while this process trained."""
+    encoder_call: str
+    """The Python call that loads the exported encoder with timm."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was logged last."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Files that could not be decoded, with the reason."""
+    stopped_by: int | None = None
+    """Number of the signal that ended the training early."""
+
+
+def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
+    """Train as `config` says, or go on with the run in `config.output`.
+
+    Leaves in the run folder: config.yaml, metrics.jsonl and TensorBoard events, checkpoints, encoder.safetensors and
+    encoder.json, and failures.jsonl if files could not be decoded.
+
+    Raises:
+        ValueError: a setting that cannot work, a folder that already holds a run, nothing to resume.
+        FloatingPointError: loss or gradient are no longer finite; the last checkpoint stays.
+    """
+    config = copy.deepcopy(config)
+    config.check()
+    state = _claim_run_folder(config, resume)
+    accelerator = Accelerator(
+        cpu=config.run.device == "cpu", mixed_precision="no", gradient_accumulation_steps=config.run.accumulate
+    )
+    source = open_source(config.data, split="train", limit=config.input.limit)
+    if config.input.mean is None:
+        measured = statistics(source, config.input.channels, config.input.image_size, seed=config.run.seed)
+        config.input.mean, config.input.std = (list(map(float, values)) for values in measured)
+
+    torch.manual_seed(config.run.seed)
+    encoder = build_encoder(config, pretrained=config.init == "timm" and state is None)
+    if config.init not in (None, "timm") and state is None:
+        initialise(encoder, config.init)
+    hybrid = build_hybrid(config, encoder)
+    optimiser = adamw(hybrid, config)
+    start = restore(state, hybrid, optimiser) if state else 0
+    with use_backend(config.run.kernels):
+        return Trainer(config, accelerator, source, hybrid, optimiser).run(start)
+
+
+class Trainer:
+    """A run in this process: `run` is the loop, `step` one step of it.
+
+    Args:
+        config: complete but for the length of the run, which is settled here.
+        accelerator: devices and ranks.
+        source: training images.
+        hybrid, optimiser: what is trained and how, as of the step that `run` starts from.
+    """
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, source: Source, hybrid: Hybrid, optimiser: torch.optim.Optimizer
+    ) -> None:
+        self.config, self.accelerator, self.source, self.hybrid = config, accelerator, source, hybrid
+        self.model, self.optimiser = accelerator.prepare(hybrid, optimiser)
+        self.run_dir = Path(config.output)
+        self.bf16 = _use_bf16(config.run.precision, accelerator.device)
+        self.steps, self.warmup = self.settle_length()
+
+    def run(self, start: int) -> RunSummary:
+        """Train from step `start` to the end, or to a signal; leave a checkpoint and the exported encoder."""
+        run, main = self.config.run, self.accelerator.is_main_process
+        step, metrics, failures = start, {}, {}
+        if main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.config.save(self.run_dir / "config.yaml")
+        log = MetricLog(self.run_dir, start or None) if main else None
+        bar = tqdm(
+            total=self.steps * run.batch_size,
+            initial=start * run.batch_size,
+            unit=" images",
+            disable=not (main and run.progress),
+        )
+        clock = time.perf_counter()
+        with bar, StopSignals() as stop:
+            for batches in self.batches(start, self.steps):
+                logs = self.step(step, batches)
+                step += 1
+                failures |= {name: reason for batch in batches for name, reason in batch.failures}
+                bar.update(run.batch_size)
+
+                due = step % run.log_every == 0 or step == self.steps
+                stopping = stop.agreed(self.accelerator, due)
+                saving = stopping or step % run.checkpoint_every == 0 or step == self.steps
+                if due or saving:
+                    metrics = self.read(logs, step)
+                    metrics["images_per_second"] = (step - start) * run.batch_size / (time.perf_counter() - clock)
+                    bar.set_postfix_str(f"loss {metrics['loss/total']:.3f}")
+                    if log:
+                        log.log(step, metrics)
+                if saving and main:
+                    save_checkpoint(self.run_dir, step, self.hybrid, self.optimiser, self.config, keep=run.keep)
+                if stopping:
+                    break
+        if log:
+            log.close()
+        return self.finish(step, metrics, failures, stop.number)
+
+    def step(self, step: int, batches: list[Batch]) -> dict[str, Tensor]:
+        """One optimiser step over its micro-batches; everything random in it is a function of (seed, step, rank)."""
+        torch.manual_seed(_step_seed(self.config.run.seed, step, self.accelerator.process_index))
+        set_learning_rate(self.optimiser, learning_rate_factor(step, self.steps, self.warmup))
+        logs = []
+        for micro, batch in enumerate(batches):
+            draw = step * len(batches) + micro
+            images = self.images(batch, draw)
+            with self.accelerator.accumulate(self.model):
+                with torch.autocast(images[0].device.type, torch.bfloat16, enabled=self.bf16):
+                    loss, log = self.model(images, draw)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    largest = self.config.optimiser.clip or math.inf
+                    norm = self.accelerator.clip_grad_norm_(clipped_parameters(self.optimiser), largest)
+                self.optimiser.step()
+                self.optimiser.zero_grad()
+            logs.append(log)
+        mean = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        return mean | {"gradient_norm": norm}
+
+    def images(self, batch: Batch, draw: int) -> list[Tensor]:
+        """The views of a micro-batch on the device, recoloured and normalised, [B, C, H, W] float32 each."""
+        settings, device = self.config.input, self.accelerator.device
+        return [
+            photometric(
+                pixels.to(device, non_blocking=True),
+                view.spec,
+                (self.config.run.seed, draw, slot, self.accelerator.process_index),
+                settings.mean,
+                settings.std,
+            )
+            for slot, (view, pixels) in enumerate(zip(self.hybrid.views, batch.views, strict=True))
+        ]
+
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step from `start` up to `stop`."""
+        settings, run, ranks = self.config.input, self.config.run, self.accelerator.num_processes
+        loader = ViewLoader(
+            self.source,
+            [view.spec for view in self.hybrid.views],
+            image_size=settings.image_size,
+            channels=settings.channels,
+            batch_size=run.batch_size // (run.accumulate * ranks),
+            seed=run.seed,
+            start_step=start * run.accumulate,
+            num_steps=(stop - start) * run.accumulate,
+            workers=default_workers(ranks) if settings.workers is None else settings.workers,
+            rank=self.accelerator.process_index,
+            world_size=ranks,
+        )
+        batches = iter(loader)
+        return zip(*[batches] * run.accumulate, strict=True)
+
+    def read(self, logs: dict[str, Tensor], step: int) -> dict[str, float]:
+        """The logs of a step on the host, averaged over ranks. Raises FloatingPointError if training broke down."""
+        values = self.accelerator.reduce(torch.stack([value.float() for value in logs.values()]), "mean").tolist()
+        metrics = dict(zip(logs, values, strict=True))
+        if not all(math.isfinite(metrics[name]) for name in ("loss/total", "gradient_norm")):
+            raise FloatingPointError(
+                f"step {step}: the loss is {metrics['loss/total']}, the norm of the gradient {metrics['gradient_norm']}; "
+                f"the last checkpoint under {self.run_dir} is from before. A lower optimiser.base_lr or fp32 may help."
+            )
+        return metrics | {"learning_rate": self.optimiser.param_groups[0]["lr"]}
+
+    def finish(self, step: int, metrics: dict[str, float], failures: dict[str, str], signal: int | None) -> RunSummary:
+        """Export the encoder, note what could not be read, and sum up."""
+        everyones = dict(gather_object(list(failures.items())))
+        call = ""
+        if self.accelerator.is_main_process:
+            call = export_encoder(self.hybrid.encoder, self.run_dir)
+            self._name_failures(everyones)
+        self.accelerator.wait_for_everyone()
+        speed = metrics.get("images_per_second", 0.0)
+        return RunSummary(
+            self.run_dir, find_checkpoint(self.run_dir), step, self.steps, speed, call, metrics, everyones, signal
+        )
+
+    def _name_failures(self, failures: dict[str, str]) -> None:
+        """Append to failures.jsonl the files that it does not name yet."""
+        path = self.run_dir / "failures.jsonl"
+        known = {json.loads(line)["name"] for line in path.read_text().splitlines()} if path.exists() else set()
+        lines = [json.dumps({"name": n, "reason": r}) + "\n" for n, r in failures.items() if n not in known]
+        if lines:
+            with path.open("a") as file:
+                file.writelines(lines)
+
+    def settle_length(self) -> tuple[int, int]:
+        """Steps of the run and of its warm-up; both are stored in the configuration of the run."""
+        run = self.config.run
+        if len(self.source) < run.batch_size:
+            raise ValueError(
+                f"run.batch_size: got {run.batch_size}; allowed: at most the number of images, {len(self.source)}"
+            )
+        epoch = len(self.source) // run.batch_size
+        if run.steps is None:
+            run.steps = self.measure(self.config.minutes) if self.config.minutes else math.ceil(run.epochs * epoch)
+        return run.steps, min(round(self.config.optimiser.warmup_epochs * epoch), run.steps // 10)
+
+    def measure(self, minutes: float) -> int:
+        """Steps that take `minutes`, from a rehearsal of about 3 % of that time, after which nothing has changed."""
+        model, optimiser = copy.deepcopy(self.hybrid.state_dict()), copy.deepcopy(self.optimiser.state_dict())
+        self.steps, self.warmup = 1, 0
+        clock, measured, seconds = 0.0, 0, 0.0
+        for number, batches in enumerate(self.batches(0, 10**6)):
+            if number == REHEARSAL_WARMUP:
+                clock = time.perf_counter()
+            self.step(0, batches)
+            if number >= REHEARSAL_WARMUP:
+                measured, seconds = measured + 1, time.perf_counter() - clock
+            if broadcast_object_list([measured >= 4 and seconds > 1.8 * minutes])[0]:
+                break
+        self.hybrid.load_state_dict(model)
+        self.optimiser.load_state_dict(optimiser)
+        return broadcast_object_list([max(1, round(minutes * 60 * measured / seconds))])[0]
+
+
+REHEARSAL_WARMUP = 2
+
+
+def _claim_run_folder(config: Config, resume: bool) -> dict | None:
+    """Settle `config.output` and return the checkpoint to go on from, if any."""
+    if resume:
+        if config.output is None:
+            raise ValueError("output: got None; allowed: the folder of the run to resume")
+        return read_checkpoint(config.output)
+    if config.output is None:
+        name = re.sub(r"[^\w.-]+", "-", Path(config.data).name).strip("-.") or "run"
+        config.output = broadcast_object_list([f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"])[0]
+    if find_checkpoint(config.output):
+        raise ValueError(f"output: got {config.output!r}, which holds a run; allowed: another folder, or to resume it")
+    return None
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16: as asked for, or where the device multiplies it natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
