@@ -1,6 +1,7 @@
 """Which backend serves a call: what is there, what was chosen and, for what is absent, why."""
 
 import functools
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -33,11 +34,11 @@ class BackendError(RuntimeError):
 @functools.cache
 def compiled_module() -> ModuleType | str:
     """hsv_kernels._C, or the reason why it is absent."""
+    if importlib.util.find_spec("hsv_kernels._C") is None:
+        return "hsv_kernels._C is not there: the package was installed with HSV_BUILD=0 or never built"
     try:
         from hsv_kernels import _C
     except ImportError as error:
-        if "_C" in str(error) and not os.path.exists(getattr(error, "path", None) or ""):
-            return "hsv_kernels._C is not there: the package was installed with HSV_BUILD=0 or never built"
         return f"hsv_kernels._C cannot be imported: {error}"
     try:
         _C.cpu_isa()

@@ -44,9 +44,7 @@ class ImageReader:
         limit: bytes.
     """
 
-    def __init__(
-        self, source: Source, channels: int, min_side: int | None = None, limit: int = CACHE_LIMIT
-    ) -> None:
+    def __init__(self, source: Source, channels: int, min_side: int | None = None, limit: int = CACHE_LIMIT) -> None:
         self.source = source
         self.channels = channels
         self.min_side = min_side

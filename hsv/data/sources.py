@@ -70,9 +70,7 @@ class ArraySource(Source):
         prefix: str = "image",
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise ValueError(
-                f"images must be uint8 [N, H, W, 1 or 3], got {images.dtype} {list(images.shape)}"
-            )
+            raise ValueError(f"images must be uint8 [N, H, W, 1 or 3], got {images.dtype} {list(images.shape)}")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"labels must have one entry per image ({len(images)}), got {len(labels)}")
         self.images = images
@@ -205,8 +203,7 @@ def open_folder(root: Path, split: str, limit: int | None) -> FolderSource:
     """The folder itself or its split's sub-folder, with one numbering of classes for both splits."""
     if not root.is_dir():
         raise ValueError(
-            "data must be 'digits', a folder of images, or a folder, file or glob of tar shards; "
-            f"got {str(root)!r}"
+            f"data must be 'digits', a folder of images, or a folder, file or glob of tar shards; got {str(root)!r}"
         )
     parts = {s: next((root / n for n in names if (root / n).is_dir()), None) for s, names in SPLITS.items()}
     if parts["train"] is None:

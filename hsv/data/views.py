@@ -137,9 +137,7 @@ def make_views(
     return shift(views, spec.shift, numbers[:, -3:-1]) if spec.shift else views
 
 
-def crop_box(
-    width: int, height: int, spec: ViewSpec, numbers: Sequence[float]
-) -> tuple[float, float, float, float]:
+def crop_box(width: int, height: int, spec: ViewSpec, numbers: Sequence[float]) -> tuple[float, float, float, float]:
     """A random box (left, top, right, bottom), in pixels that need not be whole.
 
     Area and ratio are drawn until the box fits, ten times; then it is the largest box of an allowed ratio,

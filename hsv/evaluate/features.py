@@ -71,9 +71,7 @@ def extract_features(
     encoder.eval()
     try:
         with torch.no_grad():
-            return _collect(
-                features, source, encoder.image_size, encoder.channels, batch_size, workers, progress
-            )
+            return _collect(features, source, encoder.image_size, encoder.channels, batch_size, workers, progress)
     finally:
         encoder.train(training)
 
@@ -109,9 +107,7 @@ def _collect(features, source, image_size, channels, batch_size, workers, progre
     from hsv.data import plain_batches
 
     x, indices, failures = [], [], []
-    batches = plain_batches(
-        source, image_size=image_size, channels=channels, batch_size=batch_size, workers=workers
-    )
+    batches = plain_batches(source, image_size=image_size, channels=channels, batch_size=batch_size, workers=workers)
     with tqdm(total=len(source), desc="features", unit="img", disable=not progress, leave=False) as bar:
         for index, images, broken in batches:
             failures += broken
@@ -123,7 +119,5 @@ def _collect(features, source, image_size, channels, batch_size, workers, progre
         reason = f"; the first: {failures[0][0]}: {failures[0][1]}" if failures else ""
         raise ValueError(f"source: none of {len(source)} images could be read{reason}")
     order = torch.cat(indices)
-    labels = (
-        None if source.labels is None else torch.as_tensor(np.asarray(source.labels))[order].to(torch.int64)
-    )
+    labels = None if source.labels is None else torch.as_tensor(np.asarray(source.labels))[order].to(torch.int64)
     return Features(torch.cat(x), order, labels, [source.name(int(i)) for i in order], failures)

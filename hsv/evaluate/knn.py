@@ -26,13 +26,9 @@ def nearest_neighbours(
     """
     bank, queries = check_features(bank, "bank"), check_features(queries, "queries")
     if bank.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"queries: width {queries.shape[1]} given; the bank's width {bank.shape[1]} is allowed"
-        )
+        raise ValueError(f"queries: width {queries.shape[1]} given; the bank's width {bank.shape[1]} is allowed")
     if exclude_self and len(bank) != len(queries):
-        raise ValueError(
-            f"queries: {len(queries)} rows given; exclude_self allows the bank's {len(bank)} rows"
-        )
+        raise ValueError(f"queries: {len(queries)} rows given; exclude_self allows the bank's {len(bank)} rows")
     most = len(bank) - int(exclude_self)
     if not 1 <= k <= most:
         raise ValueError(f"k: {k} given; 1 to {most} is allowed for a bank of {len(bank)} rows")

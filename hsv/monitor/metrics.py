@@ -28,11 +28,7 @@ class MetricLog:
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / "metrics.jsonl"
-        kept = (
-            [row for row in read_metrics(path) if row["step"] <= resume_step]
-            if resume_step is not None
-            else []
-        )
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if resume_step is not None else []
         partial = path.with_suffix(".jsonl.partial")
         partial.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         os.replace(partial, path)

@@ -1,0 +1,85 @@
+"""The package as it is built and installed: with a compiler, without one, and without compiled code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hsv_kernels.backends import compiled_module
+
+ROOT = Path(__file__).parent.parent
+needs_module = pytest.mark.skipif(isinstance(compiled_module(), str), reason="built without compiled code")
+
+
+def python(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def test_missing_compiler_is_one_sentence(tmp_path: Path) -> None:
+    result = python("setup.py", "-q", "build_ext", "--build-temp", str(tmp_path), CXX="no-such-compiler")
+    assert result.returncode != 0
+    message = [line for line in result.stderr.splitlines() if "Warning" not in line]
+    assert "needs a C++17 compiler" in message[-1]
+    assert "no-such-compiler" in message[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_without_compiled_code_says_so_and_works(tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "hsv_kernels", tmp_path / "hsv_kernels", ignore=ignore)
+    script = (
+        "import torch, hsv_kernels as k; print(k.backends())\n"
+        "print('loss', float(k.nt_xent(torch.randn(4, 8), torch.randn(4, 8))))\n"
+        "k.nt_xent(torch.randn(4, 8), torch.randn(4, 8), backend='cpu')"
+    )
+    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(tmp_path), TRITON_INTERPRET="0")
+    assert re.search(r"contrast +cpu +absent: .*HSV_BUILD=0", result.stdout)
+    assert "loss" in result.stdout
+    assert "runs its reference operation" in result.stderr
+    assert "BackendError: backend 'cpu' cannot serve contrast" in result.stderr
+
+
+def test_install_without_compiled_code_says_so(tmp_path: Path) -> None:
+    result = python("setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), HSV_BUILD="0")
+    assert result.returncode == 0, result.stderr
+    assert "installing without compiled code" in result.stderr
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_instruction_set_is_forced(isa: str) -> None:
+    result = python("-c", "import hsv_kernels as k; print(k.backends())", HSV_CPU_ISA=isa)
+    assert result.returncode == 0, result.stderr
+    if f"HSV_CPU_ISA={isa} cannot be used" in result.stdout:
+        pytest.skip(f"this machine has no {isa}")
+    assert f"C++, {isa}" in result.stdout
+
+
+@needs_module
+def test_unknown_instruction_set_is_named() -> None:
+    result = python("-c", "import hsv_kernels as k; print(k.backends())", HSV_CPU_ISA="mmx")
+    assert "HSV_CPU_ISA=mmx cannot be used on this machine; allowed: portable" in result.stdout
+
+
+@needs_module
+def test_module_links_one_openmp_runtime() -> None:
+    script = (
+        "import torch, hsv_kernels as k\n"
+        "z = torch.randn(256, 64); k.nt_xent(z, z)\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "import re; print(sorted(set(re.findall(r'/lib(?:gomp|omp|iomp5)[^/ ]*[.]so[^ \\n]*', maps))))"
+    )
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+    assert len(eval(result.stdout)) == 1, result.stdout
+
+
+def test_compiled_sources_know_no_torch() -> None:
+    for path in (ROOT / "csrc").rglob("*"):
+        if path.suffix in (".h", ".cpp", ".cu"):
+            assert not re.search(r"#include [<\"](torch|ATen|c10)/", path.read_text()), path
