@@ -1,11 +1,11 @@
 """Images in, batches of views out."""
 
 from .channels import to_channels
+from .colour import normalise, photometric
 from .decode import UndecodableImage
 from .loader import Batch, ViewLoader, default_workers, plain_batches
-from .photometric import normalise, photometric
+from .moments import statistics
 from .sources import ArraySource, FolderSource, Source, digits, open_source
-from .statistics import statistics
 from .views import DIGITS, MAE, SIMCLR_32, SIMCLR_224, ViewSpec
 
 __all__ = [

@@ -34,8 +34,8 @@ class ImageReader:
     """Reads the images of a source, decoding each once if all of them, decoded, fit in `limit` bytes.
 
     What was decoded lies in memory that forked workers share; a slot belongs to one image, and two workers
-    that decode the same one write the same bytes. Images larger than the few looked at when the reader is made
-    are decoded each time.
+    that decode the same one write the same bytes. An image larger than the few looked at in the beginning is
+    decoded each time.
 
     Args:
         source: the images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 
@@ -15,6 +16,7 @@ IMAGE_EXTENSIONS = frozenset((
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 
 class UndecodableImage(Exception):
@@ -56,7 +58,7 @@ def decode(data: bytes | memoryview, name: str, min_side: int | None = None) -> 
     if not len(data):
         raise UndecodableImage(name, "the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=known_formats())
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
             raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {limit}")
@@ -66,6 +68,13 @@ def decode(data: bytes | memoryview, name: str, min_side: int | None = None) -> 
     except Exception as error:  # damaged files make PIL's decoders raise nearly anything
         raise UndecodableImage(name, reason_of(error)) from error
     return image
+
+
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this build of PIL reads. Others stay closed: some of them start programs."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def reason_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from .cache import CACHE_LIMIT, ImageReader
 from .channels import check_channels
 from .decode import UndecodableImage
-from .random import permutation
+from .hashing import permutation
 from .sources import Source
 from .views import ViewSpec, centre_view, make_views
 

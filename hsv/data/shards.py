@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
 from collections.abc import Sequence
@@ -69,7 +70,10 @@ class ShardSource(Source):
         """Add one shard's images and labels; stops at the first image that would exceed the limit."""
         file = self.files[number]
         streamed = not file.endswith(".tar")
-        with tarfile.open(file, "r|gz" if streamed else "r:") as tar:
+        with (
+            gzip.open(file) if streamed else open(file, "rb") as data,
+            tarfile.open(fileobj=data, mode="r|" if streamed else "r:") as tar,
+        ):
             for member in tar:
                 name = f"{Path(file).name}/{member.name}"
                 if not member.isfile():

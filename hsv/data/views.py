@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image
 
-from .random import uniform
+from .hashing import uniform
 
 __all__ = ["DIGITS", "MAE", "SIMCLR_32", "SIMCLR_224", "ViewSpec", "centre_view", "make_views"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .random import uniform
+from .hashing import uniform
 from .views import ViewSpec
 
 __all__ = ["normalise", "photometric"]
@@ -29,7 +29,7 @@ def photometric(
     """Change the colours of a batch at random, then normalise it.
 
     Each image draws its own strengths; the order of brightness, contrast, saturation and hue is drawn once
-    for the batch. Each operation is torchvision's of that name on float images; values stay in [0, 1] after each.
+    for the batch. Each operation is torchvision's of that name on float images and keeps values in [0, 1].
     Saturation, hue and grey are left out when there are not three channels.
 
     Args:

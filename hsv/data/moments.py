@@ -6,8 +6,8 @@ import numpy as np
 
 from .cache import read_image
 from .decode import UndecodableImage
+from .hashing import permutation
 from .loader import as_size
-from .random import permutation
 from .sources import Source
 from .views import centre_view
 
