@@ -90,8 +90,10 @@ def _warn_once(operation: str, reason: str) -> None:
     warnings.warn(f"hsv_kernels: {operation} runs its reference operation: {reason}", stacklevel=4)
 
 
-def resolve(operation: str, tensor: torch.Tensor, backend: str | None) -> str:
+def resolve(operation: str, tensor: torch.Tensor, backend: str | None, reference_only: str | None = None) -> str:
     """Name of the backend that serves `operation` for this tensor.
+
+    `reference_only` says, where the call asks for a form that the reference alone serves, why the others do not.
 
     `backend` None means the one of the surrounding `use_backend`, or auto. auto takes cpu for CPU tensors, triton for
     CUDA tensors, and the reference, with one warning, where these cannot serve. Raises ValueError for an unknown name
@@ -99,11 +101,12 @@ def resolve(operation: str, tensor: torch.Tensor, backend: str | None) -> str:
     """
     name = _current.get() if backend is None else _check_name(backend)
     if name != "auto":
-        if reason := why_not(operation, name, tensor.device, tensor.dtype):
+        reason = why_not(operation, name, tensor.device, tensor.dtype)
+        if reason := reason or (reference_only if name != "reference" else None):
             raise BackendError(f"backend {name!r} cannot serve {operation}: {reason}")
         return name
     name = _AUTO.get(tensor.device.type, "reference")
-    reason = why_not(operation, name, tensor.device, tensor.dtype)
+    reason = why_not(operation, name, tensor.device, tensor.dtype) or reference_only
     if name == "reference":
         reason = f"no kernels for {tensor.device.type} tensors"
     if reason is None:

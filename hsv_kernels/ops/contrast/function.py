@@ -1,16 +1,45 @@
 """The contrast operations as custom operators with their gradients."""
 
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from hsv_kernels.backends import resolve
 from hsv_kernels.ops.contrast import reference
+from hsv_kernels.ops.contrast.reference import accumulation_dtype
+from hsv_kernels.ops.operators import backward_operator, differentiable, reference_operator
+
+_reference_nt_xent = reference_operator(reference.nt_xent, "nt_xent")
+_reference_similarity_logsumexp = reference_operator(reference.similarity_logsumexp, "similarity_logsumexp")
 
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, *, backend: str) -> Tensor:
-    return reference.nt_xent(z0, z1, temperature)
+    """Per-anchor losses [2N] of two views [N, D]; `temperature` is a positive number or a 0-dim tensor."""
+    if backend == "reference":
+        return _reference_nt_xent(z0, z1, temperature)
+    fixed_shift = not isinstance(temperature, Tensor) and has_fixed_shift(temperature, 2 * z0.shape[0])
+    return _differentiable_nt_xent(z0, z1, _scalar(temperature, z0), fixed_shift, backend)[0]
 
 
-def similarity_logsumexp(*args: object, backend: str) -> Tensor | tuple[Tensor, Tensor]:
-    return reference.similarity_logsumexp(*args)
+def similarity_logsumexp(
+    q: Tensor,
+    k: Tensor | None,
+    scale: float | Tensor,
+    exclude_self: bool,
+    self_offset: int,
+    positive: Tensor | None,
+    q_labels: Tensor | None,
+    k_labels: Tensor | None,
+    *,
+    backend: str,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """lse [n], or (d, positive_logit) with `positive`; `backend` comes from `resolve_form`."""
+    if backend == "reference":
+        return _reference_similarity_logsumexp(q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels)
+    return _differentiable_square_logsumexp(q, _scalar(scale, q), exclude_self, backend)
 
 
 def resolve_form(
@@ -18,7 +47,172 @@ def resolve_form(
     k: Tensor | None,
     self_offset: int,
     positive: Tensor | None,
-    labels: Tensor | None,
+    q_labels: Tensor | None,
     backend: str | None,
 ) -> str:
-    return "reference"
+    """The backend that serves this form of similarity_logsumexp: the compiled ones serve the square form alone.
+
+    Other forms are served by the reference under auto, with one warning; a named backend raises BackendError.
+    """
+    square = k is None and self_offset == 0 and positive is None and q_labels is None
+    reason = "similarity_logsumexp with k, self_offset, positive or labels has the reference alone"
+    return resolve("contrast", q, backend, reference_only=None if square else reason)
+
+
+def has_fixed_shift(temperature: float, rows: int) -> bool:
+    """True while 1 / temperature + ln(rows) < 64: then sums of exp S stay in range without a maximum."""
+    return rows < math.exp(64 - 1 / temperature)
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as a 0-dim tensor of the accumulation dtype on the device of `like`."""
+    dtype = accumulation_dtype(like.dtype)
+    return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=like.device)
+
+
+def _kernels(backend: str) -> ModuleType:
+    if backend == "cpu":
+        from hsv_kernels.ops.contrast import cpu as kernels
+    else:
+        from hsv_kernels.ops.contrast import triton_kernels as kernels
+    return kernels
+
+
+@torch.library.custom_op("hsv_kernels::nt_xent", mutates_args=())
+def _nt_xent(
+    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """losses [2N]; lse [2N] over the negatives; d = lse − S_pos [2N]; 1 / max(‖row‖, 1e-12) [2N]."""
+    return _kernels(backend).nt_xent_forward(z0, z1, temperature, fixed_shift)
+
+
+@_nt_xent.register_fake
+def _(
+    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = [temperature.new_empty(2 * z0.shape[0]) for _ in range(4)]
+    return rows[0], rows[1], rows[2], rows[3]
+
+
+@torch.library.custom_op("hsv_kernels::nt_xent_backward", mutates_args=())
+def _nt_xent_backward(
+    grad: Tensor,
+    z0: Tensor,
+    z1: Tensor,
+    temperature: Tensor,
+    lse: Tensor,
+    d: Tensor,
+    inv_norm: Tensor,
+    fixed_shift: bool,
+    need_z: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dz0, dz1, dtemperature), empty where not needed."""
+    gradients = _kernels(backend).nt_xent_backward(
+        grad, z0, z1, temperature, lse, d, inv_norm, fixed_shift, need_z, need_temperature
+    )
+    return _filled(gradients, (z0, z1, temperature))
+
+
+@_nt_xent_backward.register_fake
+def _(
+    grad: Tensor,
+    z0: Tensor,
+    z1: Tensor,
+    temperature: Tensor,
+    lse: Tensor,
+    d: Tensor,
+    inv_norm: Tensor,
+    fixed_shift: bool,
+    need_z: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(z0, need_z), _like(z1, need_z), _like(temperature, need_temperature)
+
+
+def _save_nt_xent(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    z0, z1, temperature, ctx.fixed_shift, ctx.backend = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(z0, z1, temperature, *output[1:])
+
+
+def _nt_xent_gradient(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    need_z0, need_z1, need_temperature = ctx.needs_input_grad[:3]
+    dz0, dz1, dtemperature = _raising_nt_xent_backward(
+        grad, *ctx.saved_tensors, ctx.fixed_shift, need_z0 or need_z1, need_temperature, ctx.backend
+    )
+    return dz0 if need_z0 else None, dz1 if need_z1 else None, dtemperature if need_temperature else None, None, None
+
+
+_raising_nt_xent_backward = backward_operator(_nt_xent_backward, "nt_xent")
+_differentiable_nt_xent = differentiable(_nt_xent, _save_nt_xent, _nt_xent_gradient)
+
+
+@torch.library.custom_op("hsv_kernels::square_logsumexp", mutates_args=())
+def _square_logsumexp(q: Tensor, scale: Tensor, exclude_self: bool, backend: str) -> Tensor:
+    """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self."""
+    return _kernels(backend).square_logsumexp_forward(q, scale, exclude_self)
+
+
+@_square_logsumexp.register_fake
+def _(q: Tensor, scale: Tensor, exclude_self: bool, backend: str) -> Tensor:
+    return scale.new_empty(q.shape[0])
+
+
+@torch.library.custom_op("hsv_kernels::square_logsumexp_backward", mutates_args=())
+def _square_logsumexp_backward(
+    grad: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    lse: Tensor,
+    exclude_self: bool,
+    need_q: bool,
+    need_scale: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(dq, dscale), empty where not needed."""
+    gradients = _kernels(backend).square_logsumexp_backward(grad, q, scale, lse, exclude_self, need_q, need_scale)
+    return _filled(gradients, (q, scale))
+
+
+@_square_logsumexp_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    scale: Tensor,
+    lse: Tensor,
+    exclude_self: bool,
+    need_q: bool,
+    need_scale: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _like(q, need_q), _like(scale, need_scale)
+
+
+def _save_square_logsumexp(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    q, scale, ctx.exclude_self, ctx.backend = inputs
+    ctx.save_for_backward(q, scale, output)
+
+
+def _square_logsumexp_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    need_q, need_scale = ctx.needs_input_grad[:2]
+    dq, dscale = _raising_square_logsumexp_backward(
+        grad, *ctx.saved_tensors, ctx.exclude_self, need_q, need_scale, ctx.backend
+    )
+    return dq if need_q else None, dscale if need_scale else None, None, None
+
+
+_raising_square_logsumexp_backward = backward_operator(_square_logsumexp_backward, "similarity_logsumexp")
+_differentiable_square_logsumexp = differentiable(_square_logsumexp, _save_square_logsumexp, _square_logsumexp_gradient)
+
+
+def _like(tensor: Tensor, needed: bool) -> Tensor:
+    """Contiguous and uninitialised, of the shape of `tensor` if needed and empty otherwise."""
+    return tensor.new_empty(tensor.shape if needed else 0)
+
+
+def _filled(gradients: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`gradients` with empty tensors in place of None: an operator returns tensors."""
+    return tuple(_like(x, False) if g is None else g for g, x in zip(gradients, inputs, strict=True))

@@ -11,8 +11,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor) -> Tensor:
-    """Per-anchor losses [2N]: log Σ_{j≠i} exp S_ij − S_i,pos(i), as softplus(lse over the negatives − S_i,pos(i))."""
+    """Per-anchor losses [2N]: log Σ_{j≠i} exp S_ij − S_i,pos(i), as softplus(lse over the negatives − S_i,pos(i)).
+
+    NaN for a temperature that is not positive and finite.
+    """
     n = z0.shape[0]
+    if isinstance(temperature, Tensor):
+        temperature = temperature.where((temperature > 0) & (temperature < torch.inf), torch.nan)
     z = torch.cat([z0, z1]).to(accumulation_dtype(z0.dtype))
     z = z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
     logits = z @ z.T / temperature
@@ -21,7 +26,7 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor) -> Tensor:
     positive = (column + n) % (2 * n)
     negatives = (column != column[:, None]) & (column != positive[:, None])
     difference = masked_logsumexp(logits, negatives) - logits[column, positive]
-    return F.softplus(difference)
+    return -F.logsigmoid(-difference)  # softplus, without the threshold that F.softplus has
 
 
 def similarity_logsumexp(
