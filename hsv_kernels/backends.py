@@ -62,6 +62,7 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@torch.compiler.assume_constant_result
 def why_not(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why `backend` cannot serve `operation` on this device and dtype, or None if it can."""
     if backend == "reference":
