@@ -20,7 +20,7 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for a run that broke down, 2 for bad input, 128 + n after signal n."""
+    """Run one command; returns the exit status: 0, 1 for a failure, 2 for bad input, 128 + n after signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = next(iter(arguments), "")
     try:

@@ -206,7 +206,7 @@ class Trainer:
         metrics = dict(zip(logs, values, strict=True))
         if not all(math.isfinite(metrics[name]) for name in ("loss/total", "gradient_norm")):
             raise FloatingPointError(
-                f"step {step}: the loss is {metrics['loss/total']}, the norm of the gradient {metrics['gradient_norm']}; "
+                f"step {step}: the loss is {metrics['loss/total']}, the gradient's norm {metrics['gradient_norm']}; "
                 f"the last checkpoint under {self.run_dir} is from before. A lower optimiser.base_lr or fp32 may help."
             )
         return metrics | {"learning_rate": self.optimiser.param_groups[0]["lr"]}

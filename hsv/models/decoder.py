@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from hsv.models.attention import choose_attention
 from hsv_kernels import restore_tokens
 
 __all__ = ["Decoder"]
@@ -34,4 +35,5 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
         """Visible tokens [B, K, D] and their places `ids_restore` [B, L] to patches [B, L, p·q·C]."""
         x = restore_tokens(self.embed(tokens), ids_restore, self.mask_token)  # [B, L, dim]
+        choose_attention(self.blocks, x.shape[1], x.device, training=self.training)
         return self.head(self.norm(self.blocks(x + self.pos_embed)))

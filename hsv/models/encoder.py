@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from hsv.models.attention import choose_attention
 from hsv_kernels import gather_patches
 
 __all__ = ["Encoder", "Encoding"]
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
         self.vit = timm.create_model(name, pretrained=pretrained, drop_path_rate=drop_path, **self.arguments)
         if type(self.vit) is not VisionTransformer or not self.vit.has_class_token or self.vit.pos_embed is None:
             raise ValueError(
-                f"encoder.name: got {name!r}; allowed: a vision transformer of timm with class token and position embedding"
+                f"encoder.name: got {name!r}; allowed: a plain vision transformer of timm, with class token and positions"
             )
 
     @property
@@ -92,6 +93,8 @@ class Encoder(nn.Module):
 
         Patches that are not kept are never read, let alone embedded.
         """
+        count = self.vit.num_prefix_tokens + (self.num_patches if ids_keep is None else ids_keep.shape[1])
+        choose_attention(self.vit.blocks, count, images.device, training=self.training)
         if ids_keep is None:
             tokens = self.vit.forward_features(images)
         else:
