@@ -44,6 +44,58 @@ void define_reconstruction(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using Strides = std::array<int64_t, 7>;
+
+hsv::Patches patches(const Strides& s) {
+  return {s[0], s[1], s[2], s[3], s[4], s[5], s[6]};
+}
+
+void define_masking(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "masking_random",
+      [](uint64_t seed, uint64_t offset, uint32_t first_index, int64_t B, int64_t L, int64_t K, Address ids_keep,
+         Address ids_restore, Address mask, Address keys, int threads) {
+        hsv::active_kernels().masking.random_masking(seed, offset, first_index, B, L, K, pointer<int64_t>(ids_keep),
+                                                     pointer<int64_t>(ids_restore), pointer<float>(mask),
+                                                     pointer<uint32_t>(keys), threads);
+      },
+      release());
+  m.def(
+      "masking_invert",
+      [](Address ids, int64_t batch, int64_t column, int64_t B, int64_t N, int64_t M, int64_t limit, Address table,
+         int threads) {
+        return hsv::active_kernels().masking.invert({pointer<int64_t>(ids), batch, column}, B, N, M, limit,
+                                                    pointer<int64_t>(table), threads);
+      },
+      release());
+  m.def(
+      "masking_place",
+      [](int element_size, Address source, const Strides& from, Address fill, Address ids, int64_t batch,
+         int64_t column, int64_t B, int64_t N, int64_t count, int64_t limit, const std::array<int64_t, 3>& shape,
+         Address out, const Strides& to, int threads) {
+        return hsv::active_kernels().masking.place(element_size, pointer<void>(source), patches(from),
+                                                   pointer<void>(fill), {pointer<int64_t>(ids), batch, column}, B, N,
+                                                   count, limit, {shape[0], shape[1], shape[2]}, pointer<void>(out),
+                                                   patches(to), threads);
+      },
+      release());
+  m.def(
+      "masking_sum_masked",
+      [](char dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids, int64_t batch, int64_t column,
+         int64_t B, int64_t L, int64_t K, int64_t D, Address partial, Address sum, int threads) {
+        hsv::active_kernels().masking.sum_masked(dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
+                                                 {pointer<int64_t>(ids), batch, column}, B, L, K, D,
+                                                 pointer<void>(partial), pointer<void>(sum), threads);
+      },
+      release());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -54,5 +106,6 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
+  define_masking(m);
   define_reconstruction(m);
 }

@@ -179,7 +179,8 @@ def random_masking(
         num_patches: patches of an image L.
         num_keep: K, 1 … L. Or
         mask_ratio: share that is removed, 0 ≤ r < 1; K = max(1, floor(L (1 − r) + 1e-6)).
-        seed: [0, 2^63), or a 0-dim int64 tensor read on the device; None draws one from torch's generator.
+        seed: [0, 2^63), or a 0-dim int64 tensor read on the device; None draws one from torch's generator for
+            that device, without waiting for it.
         offset: [0, 2^56), or a 0-dim int64 tensor; usually the step.
         first_index: number of the first image; a rank passes its own, or all ranks draw the same masks.
         device: where the results live.
@@ -198,13 +199,13 @@ def random_masking(
     keep = _num_keep(num_patches, num_keep, mask_ratio)
     if first_index < 0 or first_index + batch > 2**32:
         raise ValueError(f"first_index must be in [0, 2^32 - batch]; got {first_index}")
-    device = torch.device(device)
+    like = torch.empty(0, device=device)
     if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
-    seed = _counter("seed", seed, 2**63, device)
-    offset = _counter("offset", offset, 2**56, device)
-    name = resolve("masking", torch.empty(0, device=device), backend)
-    return masking.random_masking(batch, num_patches, keep, seed, offset, first_index, device, backend=name)
+        seed = torch.randint(2**63 - 1, (), device=device)
+    seed = _counter("seed", seed, 2**63, like.device)
+    offset = _counter("offset", offset, 2**56, like.device)
+    name = resolve("masking", like, backend)
+    return masking.random_masking(batch, num_patches, keep, seed, offset, first_index, backend=name)
 
 
 def _num_keep(num_patches: int, num_keep: int | None, mask_ratio: float | None) -> int:
@@ -219,7 +220,8 @@ def _num_keep(num_patches: int, num_keep: int | None, mask_ratio: float | None) 
     return num_keep
 
 
-def _counter(name: str, value: int | Tensor, limit: int, device: torch.device) -> int | Tensor:
+def _counter(name: str, value: int | Tensor, limit: int, device: torch.device) -> Tensor:
+    """`value` as a 0-dim int64 tensor on `device`; a tensor's value is never read here."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or value.dtype != torch.int64 or value.device != device:
             raise ValueError(
@@ -229,7 +231,7 @@ def _counter(name: str, value: int | Tensor, limit: int, device: torch.device) -
         return value
     if not 0 <= value < limit:
         raise ValueError(f"{name} must be in [0, 2^{limit.bit_length() - 1}); got {value!r}")
-    return value
+    return torch.full((), value, dtype=torch.int64, device=device)
 
 
 def gather_patches(

@@ -24,17 +24,10 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 
 
 def random_masking(
-    batch: int,
-    num_patches: int,
-    num_keep: int,
-    seed: int | Tensor,
-    offset: int | Tensor,
-    first_index: int,
-    device: torch.device,
+    seed: Tensor, offset: Tensor, batch: int, num_patches: int, num_keep: int, first_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ids_keep [B, K], ids_restore [B, L], mask [B, L]: the K smallest (key, l) of each image are kept."""
-    seed = torch.as_tensor(seed, device=device)
-    offset = torch.as_tensor(offset, device=device)
+    device = seed.device
     patch = torch.arange(num_patches, device=device).expand(batch, -1)
     image = first_index + torch.arange(batch, device=device)[:, None].expand_as(patch)
     words = (offset & WORD).expand_as(patch), (offset >> 32 & WORD).expand_as(patch)
@@ -65,5 +58,29 @@ def gather_tokens(tokens: Tensor, ids_keep: Tensor) -> Tensor:
 def restore_tokens(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
     """Visible tokens in their places, the mask token everywhere else."""
     B, K, D = tokens.shape
-    fill = mask_token.reshape(1, 1, D).expand(B, ids_restore.shape[1] - K, D)
+    fill = mask_token.expand(B, ids_restore.shape[1] - K, D)
     return gather_tokens(torch.cat([tokens, fill], dim=1), ids_restore)
+
+
+def scatter_patches(grad: Tensor, ids_keep: Tensor, C: int, H: int, W: int, p: int, q: int) -> Tensor:
+    """Adjoint of `gather_patches`: [B, C, H, W], zero outside the chosen patches."""
+    tokens = scatter_tokens(grad, ids_keep, (H // p) * (W // q))
+    grid = tokens.reshape(-1, H // p, W // q, p, q, C)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, C, H, W).contiguous()
+
+
+def scatter_tokens(grad: Tensor, ids_keep: Tensor, num_tokens: int) -> Tensor:
+    """Adjoint of `gather_tokens`: [B, L, D], zero rows where nothing was taken."""
+    B, _, D = grad.shape
+    return grad.new_zeros(B, num_tokens, D).scatter_(1, ids_keep[..., None].expand_as(grad), grad)
+
+
+def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torch.dtype) -> Tensor:
+    """Adjoint of `restore_tokens` for the tokens: [B, K, D]."""
+    return gather_tokens(grad, ids_restore.argsort(dim=1)[:, :num_keep]).to(dtype)
+
+
+def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
+    """Adjoint of `restore_tokens` for the mask token: [D], float32 or, for float64, float64."""
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    return grad.masked_fill(ids_restore[..., None] < num_keep, 0).sum((0, 1), dtype=dtype)

@@ -1,0 +1,135 @@
+"""Masking on CPU tensors, through the compiled kernels."""
+
+import torch
+from torch import Tensor
+
+from hsv_kernels.backends import compiled_module
+
+WORD64 = 2**64 - 1
+
+DTYPES = {torch.float32: "f", torch.float64: "d", torch.bfloat16: "b", torch.float16: "h"}
+
+
+def random_masking(
+    seed: Tensor, offset: Tensor, batch: int, num_patches: int, num_keep: int, first_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    threads = min(torch.get_num_threads(), batch)
+    ids_keep = torch.empty(batch, num_keep, dtype=torch.int64)
+    ids_restore = torch.empty(batch, num_patches, dtype=torch.int64)
+    mask = torch.empty(batch, num_patches)
+    keys = torch.empty(threads, 2 * num_patches, dtype=torch.int32)
+    compiled_module().masking_random(
+        *(seed.item() & WORD64, offset.item() & WORD64, first_index),
+        *(batch, num_patches, num_keep),
+        *(ids_keep.data_ptr(), ids_restore.data_ptr(), mask.data_ptr(), keys.data_ptr(), threads),
+    )
+    return ids_keep, ids_restore, mask
+
+
+def gather_patches(images: Tensor, ids_keep: Tensor, p: int, q: int) -> Tensor:
+    B, C, H, W = images.shape
+    L, K = (H // p) * (W // q), ids_keep.shape[1]
+    out = images.new_empty(B, K, p * q * C)
+    _place(images, patch_strides(images, p, q), ids_keep, L, L, (p, q, C), out, packed_strides(out, q, C))
+    return out
+
+
+def scatter_patches(grad: Tensor, ids_keep: Tensor, C: int, H: int, W: int, p: int, q: int) -> Tensor:
+    out = grad.new_empty(grad.shape[0], C, H, W)
+    K, sources = grad.shape[1], _invert(ids_keep, "ids_keep", (H // p) * (W // q), (H // p) * (W // q))
+    _place(grad, packed_strides(grad, q, C), sources, K, K + 1, (p, q, C), out, patch_strides(out, p, q))
+    return out
+
+
+def gather_tokens(tokens: Tensor, ids_keep: Tensor) -> Tensor:
+    B, L, D = tokens.shape
+    out = tokens.new_empty(B, ids_keep.shape[1], D)
+    _place(tokens, packed_strides(tokens, 1, D), ids_keep, L, L, (1, 1, D), out, packed_strides(out, 1, D))
+    return out
+
+
+def scatter_tokens(grad: Tensor, ids_keep: Tensor, num_tokens: int) -> Tensor:
+    B, K, D = grad.shape
+    out = grad.new_empty(B, num_tokens, D)
+    sources = _invert(ids_keep, "ids_keep", num_tokens, num_tokens)
+    _place(grad, packed_strides(grad, 1, D), sources, K, K + 1, (1, 1, D), out, packed_strides(out, 1, D))
+    return out
+
+
+def restore_tokens(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
+    B, K, D = tokens.shape
+    L = ids_restore.shape[1]
+    dtype = torch.promote_types(tokens.dtype, mask_token.dtype)
+    tokens, fill = tokens.to(dtype), mask_token.to(dtype).contiguous()
+    out = tokens.new_empty(B, L, D)
+    strides = packed_strides(tokens, 1, D), packed_strides(out, 1, D)
+    _place(tokens, strides[0], ids_restore, K, L, (1, 1, D), out, strides[1], fill=fill, name="ids_restore")
+    return out
+
+
+def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torch.dtype) -> Tensor:
+    B, L, D = grad.shape
+    out = grad.new_empty(B, num_keep, D)
+    sources = _invert(ids_restore, "ids_restore", num_keep, L)
+    strides = packed_strides(grad, 1, D), packed_strides(out, 1, D)
+    _place(grad, strides[0], sources, L, L, (1, 1, D), out, strides[1], name="ids_restore")
+    return out.to(dtype)
+
+
+def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
+    B, L, D = grad.shape
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    total, partial = torch.empty(D, dtype=dtype), torch.empty(128, D, dtype=dtype)
+    compiled_module().masking_sum_masked(
+        *(DTYPES[grad.dtype], grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
+        *(B, L, num_keep, D, partial.data_ptr(), total.data_ptr(), torch.get_num_threads()),
+    )
+    return total
+
+
+Strides = tuple[int, int, int, int, int, int, int]
+
+
+def patch_strides(images: Tensor, p: int, q: int) -> Strides:
+    """Where the patches of [B, C, H, W] lie, as csrc/cpu/masking.h describes it."""
+    batch, channel, row, column = images.stride()
+    return batch, images.shape[3] // q, p * row, q * column, row, column, channel
+
+
+def packed_strides(rows: Tensor, q: int, C: int) -> Strides:
+    """Where the patches of [B, L, p·q·C] lie; a token is a patch of one pixel, C = D."""
+    batch, row, value = rows.stride()
+    return batch, 1, row, 0, q * C * value, C * value, value
+
+
+def _invert(ids: Tensor, name: str, size: int, limit: int) -> Tensor:
+    """[B, size]: the column of `ids` that holds each number, ids.shape[1] where none does."""
+    B, N = ids.shape
+    table = torch.empty(B, size, dtype=torch.int64)
+    call = (ids.data_ptr(), *ids.stride(), B, N, size, limit, table.data_ptr(), torch.get_num_threads())
+    if not compiled_module().masking_invert(*call):
+        raise ValueError(f"{name} must lie in [0, {limit}) and hold no number twice in a row")
+    return table
+
+
+def _place(
+    source: Tensor,
+    source_strides: Strides,
+    ids: Tensor,
+    count: int,
+    limit: int,
+    shape: tuple[int, int, int],
+    out: Tensor,
+    out_strides: Strides,
+    *,
+    fill: Tensor | None = None,
+    name: str = "ids_keep",
+) -> None:
+    """Row n of out[b] is row ids[b, n] of source[b] below `count`, `fill` or zeros from there to `limit`."""
+    right = compiled_module().masking_place(
+        *(source.element_size(), source.data_ptr(), source_strides, 0 if fill is None else fill.data_ptr()),
+        *(ids.data_ptr(), *ids.stride(), *ids.shape, count, limit),
+        *(shape, out.data_ptr(), out_strides, torch.get_num_threads()),
+    )
+    if not right:
+        raise ValueError(f"{name} must lie in [0, {limit}) and, for ids_restore, be a permutation")
