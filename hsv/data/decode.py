@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
-__all__ = ["IMAGE_EXTENSIONS", "UndecodableImage", "decode", "is_image_name"]
+__all__ = ["IMAGE_EXTENSIONS", "UndecodableImage", "decode", "is_image_name", "printable", "reason_of"]
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset((
@@ -42,11 +44,11 @@ def is_image_name(name: str) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
-def decode(data: bytes | memoryview, name: str, min_side: int | None = None) -> Image.Image:
+def decode(file: BinaryIO, name: str, min_side: int | None = None) -> Image.Image:
     """Decode one picture completely; animated files give their first frame.
 
     Args:
-        data: contents of the file.
+        file: open for reading; it may be closed afterwards.
         name: used in the error.
         min_side: pixels. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, several times
             faster, as long as both sides stay at least this long.
@@ -55,10 +57,10 @@ def decode(data: bytes | memoryview, name: str, min_side: int | None = None) -> 
         UndecodableImage: empty, truncated, damaged or unknown files, and pictures of more than
             `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
-    if not len(data):
-        raise UndecodableImage(name, "the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=known_formats())
+        if not file.seek(0, io.SEEK_END):
+            raise ValueError("the file is empty")
+        image = Image.open(file, formats=known_formats())
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
             raise ValueError(f"{image.width} x {image.height} pixels, more than the limit of {limit}")
@@ -68,6 +70,11 @@ def decode(data: bytes | memoryview, name: str, min_side: int | None = None) -> 
     except Exception as error:  # damaged files make PIL's decoders raise nearly anything
         raise UndecodableImage(name, reason_of(error)) from error
     return image
+
+
+def printable(name: str) -> str:
+    """A file name with bytes that are not UTF-8 replaced, so that it can be written anywhere."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 @functools.cache

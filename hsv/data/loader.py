@@ -203,9 +203,9 @@ def plain_batches(
 ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, str]]]]:
     """All images in order, each resized until it covers the size and cropped to its middle.
 
-    Yields:
-        indices int64 [B], images uint8 [B, C, H, W], failures as in Batch. B ≤ batch_size, and 0 where every
-        image of a batch failed.
+    Returns:
+        An iterator over (indices int64 [B], images uint8 [B, C, H, W], failures as in Batch). B ≤ batch_size, and
+        0 where every image of a batch failed.
     """
     check_channels(channels)
     if batch_size < 1:
@@ -213,7 +213,7 @@ def plain_batches(
     size = as_size(image_size)
     reader = ImageReader(source, channels, min_side=2 * max(size), limit=0)
     batches = PlainBatches(reader, size, batch_size)
-    yield from parallel(batches, range(math.ceil(len(source) / batch_size)), workers)
+    return parallel(batches, range(math.ceil(len(source) / batch_size)), workers)
 
 
 def parallel(batches: Dataset, order: range, workers: int, pin_memory: bool = False) -> Iterator:
@@ -233,7 +233,11 @@ def parallel(batches: Dataset, order: range, workers: int, pin_memory: bool = Fa
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the global one must not depend on when a loader was made
     )
-    yield from loader
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:  # at once, also after an error, whose traceback would keep the iterator and its workers alive
+        iterator._shutdown_workers()
 
 
 def survive_signals(worker: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .decode import UndecodableImage, decode, is_image_name, reason_of
+from .decode import UndecodableImage, decode, is_image_name, printable, reason_of
 from .sources import Source
 
 __all__ = ["ShardSource", "is_shard_name"]
@@ -104,19 +105,19 @@ class ShardSource(Source):
         return len(self.members)
 
     def name(self, index: int) -> str:
-        return self.members[index]
+        return printable(self.members[index])
 
     def read(self, index: int, min_side: int | None = None) -> Image.Image:
         file, offset, size = (int(v) for v in self.where[index])
-        name = self.members[index]
+        name = self.name(index)
         if file < 0:
-            return decode(bytes(memoryview(self.buffer)[offset : offset + size]), name, min_side)
+            return decode(io.BytesIO(memoryview(self.buffer)[offset : offset + size]), name, min_side)
         try:
             with open(self.files[file], "rb", buffering=0) as handle:
                 data = os.pread(handle.fileno(), size, offset)
         except OSError as error:
-            raise UndecodableImage(name, reason_of(error)) from error
-        return decode(data, name, min_side)
+            raise UndecodableImage(name, error.strerror or reason_of(error)) from error
+        return decode(io.BytesIO(data), name, min_side)
 
 
 def key_of(name: str) -> str:

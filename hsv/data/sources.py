@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .decode import UndecodableImage, decode, is_image_name, reason_of
+from .decode import UndecodableImage, decode, is_image_name, printable, reason_of
 
 __all__ = ["ArraySource", "FolderSource", "Source", "digits", "open_source"]
 
@@ -121,15 +121,14 @@ class FolderSource(Source):
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return printable(self.paths[index])
 
     def read(self, index: int, min_side: int | None = None) -> Image.Image:
-        name = self.paths[index]
         try:
-            data = (self.root / name).read_bytes()
+            with open(self.root / self.paths[index], "rb") as file:
+                return decode(file, self.name(index), min_side)
         except OSError as error:
-            raise UndecodableImage(name, reason_of(error)) from error
-        return decode(data, name, min_side)
+            raise UndecodableImage(self.name(index), error.strerror or reason_of(error)) from error
 
 
 def image_paths(root: Path) -> Iterator[str]:
@@ -171,8 +170,8 @@ def open_source(data: str | Path, *, split: str = "train", limit: int | None = N
 
     Args:
         data: "digits"; a folder of images, flat or nested, where `train` and `test` (or `val`) sub-folders
-            are honoured; a folder, file or glob of tar shards (`train-*.tar`, `test-*.tar.gz`, …). Shards and
-            folders without such names are training data as a whole.
+            are honoured; a folder, file or glob of tar shards (`train-*.tar`, `test-*.tar.gz`, …, or shards in
+            such sub-folders). Shards and folders without such names are training data as a whole.
         split: "train" or "test".
         limit: at most this many images: the first ones of shards and digits, evenly spread ones of a folder.
 
@@ -199,7 +198,7 @@ def first(source: ArraySource, limit: int | None) -> ArraySource:
     return ArraySource(source.images[:limit], labels, source.classes, source.prefix)
 
 
-def open_folder(root: Path, split: str, limit: int | None) -> FolderSource:
+def open_folder(root: Path, split: str, limit: int | None) -> Source:
     """The folder itself or its split's sub-folder, with one numbering of classes for both splits."""
     if not root.is_dir():
         raise ValueError(
@@ -212,6 +211,11 @@ def open_folder(root: Path, split: str, limit: int | None) -> FolderSource:
         raise ValueError(f"split 'test' needs train and test (or val) sub-folders, got {str(root)!r}")
     if parts[split] is None:
         raise ValueError(f"{str(root)!r} has no sub-folder {' or '.join(SPLITS[split])}")
+    shards = find_shards(parts[split])
+    if shards:
+        from .shards import ShardSource
+
+        return ShardSource(shards, limit)
     found = [class_folders(list(image_paths(part))) for part in parts.values() if part is not None]
     classes = None if any(names is None for names in found) else sorted({n for names in found for n in names})
     return FolderSource(parts[split], limit, classes)

@@ -1,5 +1,9 @@
 """Batches: order, reproducibility, resuming, ranks, failures."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +75,24 @@ def test_cache_changes_nothing():
     assert_equal(batches(source, channels=3), batches(source, channels=3, cache_limit=0))
 
 
+def test_workers_share_what_they_decoded():
+    loader = ViewLoader(Flaky(), [MAE], image_size=8, channels=3, batch_size=20, seed=0, num_steps=2, workers=2)
+    failed = {name for batch in loader for name, _ in batch.failures}
+    filled = loader.batches.reader.sizes[:, 0] > 0
+    assert {f"file-{i}" for i in range(40) if not filled[i]} >= failed
+    assert filled.sum() > 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_a_signal_to_the_group(number):
+    options = {"image_size": 8, "channels": 1, "batch_size": 16, "seed": 0, "num_steps": 40}
+    batches = iter(ViewLoader(digits(), [DIGITS], workers=2, **options))
+    next(batches), next(batches)  # one of each worker, so both are past their start
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 38
+
+
 def test_epochs_differ_and_hold_each_image_once():
     found = batches(ArraySource(digits().images[:48]), num_steps=6)
     first, second = (torch.cat([b.indices for b in found if b.epoch == e]) for e in (0, 1))
@@ -104,6 +126,7 @@ def test_failures_are_named_and_left_out():
 def test_batch_of_failures_is_an_error_that_names_them(workers):
     with pytest.raises(RuntimeError, match=r"none of the 16 images of step 0.*file-\d+: broken on purpose"):
         batches(Flaky(every=1), workers=workers)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,21 @@ def test_shards(tmp_path, suffix, mode):
     assert few.labels.tolist() == [3, 1, 7]
 
 
+def test_shards_in_split_folders(tmp_path):
+    for split, value in (("train", 1), ("val", 2)):
+        (tmp_path / split).mkdir()
+        write_tar(tmp_path / split / "000.tar", [("a.png", png(value))])
+    assert values(open_source(tmp_path)) == [1]
+    assert values(open_source(tmp_path, split="test")) == [2]
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png(4))
+    source = open_source(tmp_path)
+    assert source.name(0).encode() == "caf\ufffd.png".encode()
+    assert values(source) == [4]
+
+
 def test_shards_without_all_labels_have_none(tmp_path):
     write_tar(tmp_path / "photos.tar", MEMBERS[:-1])
     source = open_source(tmp_path)
