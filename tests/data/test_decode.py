@@ -126,6 +126,19 @@ def test_palette_with_and_without_transparency():
     assert np.array_equal(clear[~hidden], plain[~hidden])
 
 
+@pytest.mark.parametrize(("mode", "clear"), [("L", 5), ("RGB", (5, 240, 35)), ("1", 0)])
+def test_a_colour_that_counts_as_transparent_lies_over_white(mode, clear):
+    image = Image.fromarray(COLOURS if mode == "RGB" else RAMP).convert(mode, dither=Image.Dither.NONE)
+    if mode == "RGB":
+        image.putpixel((1, 0), clear)
+    hidden = np.asarray(image.convert("RGB")) == np.asarray(Image.new(mode, (1, 1), clear).convert("RGB"))
+    hidden = hidden.all(-1)
+    found = pixels(opened(encode(image, "PNG", transparency=clear)))
+    assert 0 < hidden.sum() < hidden.size
+    assert (found[hidden] == 255).all()
+    assert np.array_equal(found[~hidden], np.asarray(image.convert("RGB"))[~hidden])
+
+
 def test_one_bit():
     image = Image.fromarray(RAMP > 100)
     for kind in ("PNG", "TIFF"):
@@ -193,3 +206,18 @@ def test_reduced_decoding_keeps_the_side():
         assert min(image.size) >= min(side, 480)
         assert abs(image.width / image.height - 4 / 3) < 0.05
     assert opened(data, min_side=60).size == (80, 60)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "MPO", "TIFF", "WEBP"])
+def test_orientation_of_files_in_a_folder(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    more = {"save_all": True, "append_images": [Image.new("RGB", (16, 8))]} if kind == "MPO" else {}
+    half = np.zeros((8, 16, 3), dtype=np.uint8)
+    half[:, :8] = 255  # the left half is white: after a quarter turn clockwise the upper one
+    suffix = "jpg" if kind == "MPO" else kind.lower()
+    Image.fromarray(half).save(tmp_path / f"a.{suffix}", kind, exif=exif, **more)
+    found = np.asarray(read_image(FolderSource(tmp_path), 0, 1, min_side=8))
+    assert found.shape == (16, 8)
+    assert found[:6].min() > 240
+    assert found[-6:].max() < 15
