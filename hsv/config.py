@@ -32,8 +32,8 @@ __all__ = [
 class InputConfig:
     """How images become tensors."""
 
-    image_size: int = 224
-    """Side of the square views, in pixels."""
+    image_size: int | tuple[int, int] = 224
+    """Side of square views in pixels, or height and width."""
     channels: Literal[1, 3] = 3
     """3 (grey replicated, alpha over white) or 1."""
     limit: int | None = None
@@ -172,7 +172,7 @@ class Config:
     init: str | None = None
     """Weights to start from: `timm` (pretrained weights of `encoder.name`), a file, or the folder of an earlier run."""
     minutes: float | None = None
-    """Length of the training in minutes: measured once at the start, then turned into steps."""
+    """Length of the training in minutes: measured once, when the run begins, and from then on a number of steps."""
     objectives: list[str] = field(default_factory=lambda: ["simclr", "mae"])
     """What is trained together, of `simclr` and `mae`."""
     input: InputConfig = field(default_factory=InputConfig)
@@ -227,6 +227,12 @@ class Config:
         )
         unknown = set(self.weighting.fixed) - set(known)
         _require(not unknown, "weighting.fixed", sorted(unknown), f"names among {', '.join(known)}")
+        _require(
+            self.minutes is None or self.run.steps is None,
+            "minutes and run.steps",
+            (self.minutes, self.run.steps),
+            "one of them",
+        )
         _require(
             (self.input.mean is None) == (self.input.std is None),
             "input.mean and input.std",
@@ -284,7 +290,7 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
         nested = getattr(default, key)
         if dataclasses.is_dataclass(nested) and isinstance(value, dict):
             value = _build(type(nested), {**_plain(nested), **value}, f"{where}.{key}")
-        elif isinstance(nested, tuple) and isinstance(value, list):
+        elif isinstance(value, list) and (isinstance(nested, tuple) or key == "image_size"):
             value = tuple(value)
         arguments[key] = value
     return cls(**arguments)

@@ -69,6 +69,8 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     config = copy.deepcopy(config)
     config.check()
     state = _claim_run_folder(config, resume)
+    if state and config.minutes:
+        config.run.steps, config.minutes = state["config"]["run"]["steps"], None
     accelerator = Accelerator(
         cpu=config.run.device == "cpu", mixed_precision="no", gradient_accumulation_steps=config.run.accumulate
     )
@@ -114,6 +116,7 @@ class Trainer:
         if main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.run_dir / "config.yaml")
+            tqdm.write(self.describe()) if run.progress else None
         log = MetricLog(self.run_dir, start or None) if main else None
         bar = tqdm(
             total=self.steps * run.batch_size,
@@ -234,16 +237,30 @@ class Trainer:
                 file.writelines(lines)
 
     def settle_length(self) -> tuple[int, int]:
-        """Steps of the run and of its warm-up; both are stored in the configuration of the run."""
+        """Steps of the run and of its warm-up."""
         run = self.config.run
         if len(self.source) < run.batch_size:
             raise ValueError(
                 f"run.batch_size: got {run.batch_size}; allowed: at most the number of images, {len(self.source)}"
             )
+        if self.config.minutes:
+            run.steps, self.config.minutes = self.measure(self.config.minutes), None
         epoch = len(self.source) // run.batch_size
-        if run.steps is None:
-            run.steps = self.measure(self.config.minutes) if self.config.minutes else math.ceil(run.epochs * epoch)
-        return run.steps, min(round(self.config.optimiser.warmup_epochs * epoch), run.steps // 10)
+        steps = run.steps or math.ceil(run.epochs * epoch)
+        return steps, min(round(self.config.optimiser.warmup_epochs * epoch), steps // 10)
+
+    def describe(self) -> str:
+        """What is about to happen, with everything resolved."""
+        run, encoder = self.config.run, self.hybrid.encoder
+        epochs = self.steps * run.batch_size / len(self.source)
+        weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+        rate, precision = self.optimiser.param_groups[0]["base_lr"], "bf16" if self.bf16 else "fp32"
+        return (
+            f"{self.run_dir}: {' + '.join(self.hybrid.objectives)} on {len(self.source):,} images, "
+            f"{encoder.name} with {weights:.1f} M weights\n"
+            f"{self.steps:,} steps of {run.batch_size} images ({epochs:.1f} epochs), warm-up {self.warmup:,}, "
+            f"learning rate {rate:g}, {precision} on {self.accelerator.num_processes} × {self.accelerator.device.type}"
+        )
 
     def measure(self, minutes: float) -> int:
         """Steps that take `minutes`, from a rehearsal of about 3 % of that time, after which nothing has changed."""

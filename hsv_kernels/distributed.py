@@ -12,7 +12,7 @@ from torch import Tensor
 from hsv_kernels import functional
 from hsv_kernels.backends import Backend
 
-__all__ = ["all_gather_rows", "all_reduce_sum", "nt_xent", "rank", "world_size"]
+__all__ = ["all_gather_rows", "all_reduce_sum", "nt_xent", "rank", "rank_mean", "world_size"]
 
 
 def world_size() -> int:
@@ -62,6 +62,18 @@ def all_gather_rows(x: Tensor, counts: list[int] | None = None) -> Tensor:
     start = sum(counts[: rank()])
     padding = [0, 0] * (x.dim() - 1) + [start, sum(counts) - start - len(x)]
     return all_reduce_sum(F.pad(x, padding))  # a sum of blocks that do not overlap is their concatenation
+
+
+def rank_mean(mean: Tensor, rows: int) -> Tensor:
+    """This rank's part of a mean over the rows of all ranks, from the `mean` over its own `rows`.
+
+    The ranks' results average to that mean, so DDP's averaging makes the gradient that of it for uneven rows too.
+    """
+    if world_size() == 1:
+        return mean
+    total = torch.tensor(float(rows), device=mean.device)
+    dist.all_reduce(total)
+    return mean * (rows * world_size() / total)
 
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor = 0.1, *, backend: Backend | None = None) -> Tensor:

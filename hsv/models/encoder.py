@@ -57,11 +57,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.name, self.pool, self.mean, self.std = name, pool, tuple(mean), tuple(std)
         self.arguments = {**arguments, "num_classes": 0, "global_pool": "token"}
-        self.vit = timm.create_model(name, pretrained=pretrained, drop_path_rate=drop_path, **self.arguments)
-        if type(self.vit) is not VisionTransformer or not self.vit.has_class_token or self.vit.pos_embed is None:
-            raise ValueError(
-                f"encoder.name: got {name!r}; allowed: a plain vision transformer of timm, with class token and positions"
-            )
+        self.vit = _create(name, self.arguments, drop_path_rate=drop_path, pretrained=pretrained)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -124,3 +120,14 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The same as `features` with the encoder's own pooling."""
         return self.features(images)
+
+
+def _create(name: str, arguments: dict[str, Any], **others: Any) -> VisionTransformer:
+    allowed = "a plain vision transformer of timm with class token and positions, and a shape that it can have"
+    try:
+        model = timm.create_model(name, **arguments, **others)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"encoder: got {name!r} with {arguments}; allowed: {allowed} ({error})") from error
+    if type(model) is not VisionTransformer or not model.has_class_token or model.pos_embed is None:
+        raise ValueError(f"encoder: got {name!r} with {arguments}; allowed: {allowed}")
+    return model

@@ -9,6 +9,7 @@ from hsv.config import MAEConfig
 from hsv.models import Decoder, Encoder, Encoding
 from hsv.objectives.request import Mask, Masked, Request, View
 from hsv_kernels import denormalise_patches, masked_mse, random_masking
+from hsv_kernels.distributed import rank_mean
 
 __all__ = ["MAE"]
 
@@ -44,7 +45,8 @@ class MAE(nn.Module):
         visible: Masked = encodings[self.requests[0]]
         pred = self.decoder(visible.patches, visible.ids_restore)  # [B, L, p·q·C]
         target = images[self.view]
-        return masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix), {}
+        loss = masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
+        return rank_mean(loss, len(target)), {}
 
     @staticmethod
     def chance(batch: int) -> float:
@@ -67,15 +69,8 @@ class MAE(nn.Module):
         ids_keep, ids_restore, mask = random_masking(
             len(images), encoder.num_patches, mask_ratio=self.config.mask_ratio, seed=seed, device=images.device
         )
-        pred = self.decoder(encoder.encode(images, ids_keep).patches, ids_restore)
-        if self.config.norm_pix:
-            pred = denormalise_patches(pred, images, self.patch_size)
-        removed = self._unpatchify(mask[..., None].expand_as(pred).to(images.dtype), images)
-        filled = self._unpatchify(pred.to(images.dtype), images)
-        return images * (1 - removed), images * (1 - removed) + filled * removed, mask
-
-    def _unpatchify(self, patches: Tensor, like: Tensor) -> Tensor:
-        """[B, L, p·q·C] in (p, q, c) order to the shape of `like`, [B, C, H, W]."""
-        (batch, channels, height, width), (p, q) = like.shape, self.patch_size
-        x = patches.reshape(batch, height // p, width // q, p, q, channels)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(like.shape)
+        pred = self.decoder(encoder.encode(images, ids_keep).patches, ids_restore).float()
+        guess = denormalise_patches(pred, images, self.patch_size, norm_pix=self.config.norm_pix)
+        removed = mask[..., None].expand_as(pred).contiguous()
+        removed = denormalise_patches(removed, images, self.patch_size, norm_pix=False)  # 1 on removed pixels
+        return images * (1 - removed), torch.where(removed > 0, guess, images), mask

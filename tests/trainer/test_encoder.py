@@ -1,0 +1,120 @@
+"""The shared encoder: visible patches alone, and what timm alone makes of the exported file."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from trainer_cases import tiny_config, tiny_model
+
+from hsv.export import build_encoder, export_encoder, load_encoder
+from hsv.models import Encoder
+from hsv_kernels import random_masking
+
+NAME = "vit_tiny_patch16_224"
+
+
+def encoder_for(channels: int = 3, **arguments) -> Encoder:
+    torch.manual_seed(0)
+    model = tiny_model(in_chans=channels, **arguments)
+    encoder = Encoder(NAME, model, mean=(0.5,) * channels, std=(0.25,) * channels).eval()
+    with torch.no_grad():
+        encoder.vit.cls_token.normal_()
+    return encoder
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(("size", "patch"), [((16, 16), (4, 4)), ((12, 20), (3, 5)), ((8, 24), (4, 2))])
+@pytest.mark.parametrize("no_embed_class", [False, True])
+def test_visible_patches_are_the_full_embedding_indexed(channels, size, patch, no_embed_class):
+    encoder = encoder_for(channels, img_size=size, patch_size=patch, no_embed_class=no_embed_class, reg_tokens=2)
+    images = torch.randn(3, channels, *size)
+    ids_keep, _, _ = random_masking(3, encoder.num_patches, mask_ratio=0.5, seed=1)
+
+    full = encoder.vit._pos_embed(encoder.vit.patch_embed(images))
+    prefix, patches = full[:, :3], full[:, 3:]
+    expected = torch.cat([prefix, patches.gather(1, ids_keep[..., None].expand(-1, -1, 32))], 1)
+    torch.testing.assert_close(encoder._visible(images, ids_keep), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_all_patches_visible_give_the_whole_encoding():
+    encoder, images = encoder_for(), torch.randn(2, 3, 16, 16)
+    every = torch.arange(16).expand(2, -1)
+    whole, visible = encoder.encode(images), encoder.encode(images, every)
+    torch.testing.assert_close(visible.patches, whole.patches, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(visible.cls, whole.cls, rtol=1e-4, atol=1e-5)
+
+
+def test_removed_patches_are_not_read():
+    encoder, images = encoder_for(), torch.randn(1, 3, 16, 16)
+    ids_keep = torch.tensor([[5, 2]])
+    poisoned = torch.full_like(images, torch.nan)
+    for index in ids_keep[0].tolist():
+        rows, columns = slice(index // 4 * 4, index // 4 * 4 + 4), slice(index % 4 * 4, index % 4 * 4 + 4)
+        poisoned[:, :, rows, columns] = images[:, :, rows, columns]
+    assert torch.equal(encoder.encode(poisoned, ids_keep).patches, encoder.encode(images, ids_keep).patches)
+
+
+def test_pooling_and_shapes():
+    encoder, images = encoder_for(), torch.randn(2, 3, 16, 16)
+    tokens = encoder.vit.forward_features(images)
+    assert torch.equal(encoder.features(images), tokens[:, 1:].mean(1))
+    assert torch.equal(encoder.features(images, "cls"), tokens[:, 0])
+    assert (encoder.image_size, encoder.patch_size, encoder.channels, encoder.dim) == ((16, 16), (4, 4), 3, 32)
+
+
+def test_other_architectures_are_refused():
+    for name in ("resnet10t", "vit_of_nobody", "vit_medium_patch16_gap_256"):
+        with pytest.raises(ValueError, match=f"encoder: got '{name}'"):
+            Encoder(name, {"in_chans": 3}, mean=(0.5,), std=(0.5,))
+    with pytest.raises(ValueError, match="num_heads"):
+        Encoder(NAME, tiny_model(num_heads=5), mean=(0.5,), std=(0.5,))
+
+
+def test_bfloat16_training_attention_matches_fused():
+    encoder, images = encoder_for(), torch.randn(4, 3, 16, 16)
+    fused = encoder.features(images)
+    encoder.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = encoder.features(images)
+    assert not encoder.vit.blocks[0].attn.fused_attn
+    torch.testing.assert_close(plain.float(), fused, rtol=0.05, atol=0.05)
+    encoder.eval().features(images)
+    assert encoder.vit.blocks[0].attn.fused_attn
+
+
+def test_timm_alone_computes_the_same_bits(tmp_path):
+    """A process that imports timm and not hsv evaluates the call of encoder.json."""
+    encoder = encoder_for(img_size=(16, 24))
+    export_encoder(encoder, tmp_path)
+    images = torch.randn(3, 3, 16, 24)
+    torch.save(images, tmp_path / "images.pt")
+    script = """
+import json, sys, timm, torch
+model = eval(json.load(open("encoder.json"))["call"]).eval()
+with torch.no_grad():
+    torch.save(model.forward_features(torch.load("images.pt"))[:, 1:].mean(1), "features.pt")
+assert not any(name.split(".")[0] in ("hsv", "hsv_kernels") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "features.pt"), encoder.features(images))
+        assert torch.equal(load_encoder(tmp_path).features(images), encoder.features(images))
+    described = json.loads((tmp_path / "encoder.json").read_text())
+    assert described["pool"] == "mean" and described["channels"] == 3 and described["mean"] == [0.5] * 3
+
+
+def test_nothing_to_load_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="allowed"):
+        load_encoder(tmp_path)
+    with pytest.raises(ValueError, match=r"encoder\.json"):
+        load_encoder(tmp_path / "encoder.safetensors")
+
+
+def test_unset_shapes_stay_as_timm_has_them(tmp_path):
+    config = tiny_config(tmp_path)
+    config.input.mean, config.input.std = [0.5], [0.25]
+    config.encoder.depth = None
+    encoder = build_encoder(config)
+    assert len(encoder.vit.blocks) == 12 and encoder.arguments["num_classes"] == 0

@@ -1,0 +1,24 @@
+"""Small configurations that train in a second or two."""
+
+from pathlib import Path
+
+from hsv.config import Config, load_config
+
+
+def tiny_config(output: Path | str, **run) -> Config:
+    """Two narrow blocks on the embedded digits, with drop-path and colour changes on."""
+    config = load_config(preset="digits")
+    config.output = str(output)
+    config.input.limit, config.input.workers = 200, 0
+    config.encoder.embed_dim, config.encoder.depth, config.encoder.num_heads = 32, 2, 2
+    config.encoder.drop_path = 0.3
+    config.simclr.hidden_dim, config.simclr.out_dim = 32, 16
+    config.mae.decoder_dim, config.mae.decoder_depth = 32, 1
+    for name, value in {"batch_size": 64, "steps": 4, "log_every": 1, "progress": False, **run}.items():
+        setattr(config.run, name, value)
+    return config
+
+
+def tiny_model(**arguments) -> dict:
+    """Arguments of `hsv.models.Encoder` for a narrow vision transformer."""
+    return {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 32, "depth": 2, "num_heads": 2, **arguments}
