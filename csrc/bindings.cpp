@@ -3,10 +3,68 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
+#include <vector>
 
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
+
+namespace {
+
+void* pointer(uintptr_t address) {
+  return reinterpret_cast<void*>(address);
+}
+
+void bind_contrast(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  using View = std::tuple<uintptr_t, int64_t, int64_t>;  // address, row stride, column stride
+  py::class_<hsv::ContrastProblem>(m, "ContrastProblem")
+      .def(py::init([](int dtype, const std::vector<View>& views, int64_t rows, int64_t dim, double scale,
+                       bool exclude_self, bool fixed_shift, int threads) {
+             hsv::ContrastProblem p{static_cast<hsv::DType>(dtype),
+                                    static_cast<int>(views.size()),
+                                    {},
+                                    rows,
+                                    dim,
+                                    scale,
+                                    exclude_self,
+                                    fixed_shift,
+                                    threads,
+                                    nullptr};
+             for (size_t i = 0; i < views.size(); i++) {
+               p.view[i] = {pointer(std::get<0>(views[i])), std::get<1>(views[i]), std::get<2>(views[i])};
+             }
+             return p;
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("views"), py::arg("rows"), py::arg("dim"), py::arg("scale"),
+           py::arg("exclude_self"), py::arg("fixed_shift"), py::arg("threads"));
+  m.def("contrast_workspace", [](const hsv::ContrastProblem& p, bool backward, bool need_rows) {
+    const hsv::ContrastBackward b{{}, {}, {}, {}, {need_rows ? pointer(1) : nullptr, nullptr}, nullptr};
+    return hsv::active_kernels().contrast.workspace(p, backward ? &b : nullptr);
+  });
+  m.def(
+      "contrast_forward",
+      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t lse, uintptr_t losses, uintptr_t d,
+         uintptr_t inv_norm) {
+        p.workspace = pointer(workspace);
+        hsv::active_kernels().contrast.forward(p, {pointer(lse), pointer(losses), pointer(d), pointer(inv_norm)});
+      },
+      Release());
+  m.def(
+      "contrast_backward",
+      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t grad, uintptr_t lse, uintptr_t d, uintptr_t inv_norm,
+         const std::vector<uintptr_t>& view_grad, uintptr_t scale_grad) {
+        p.workspace = pointer(workspace);
+        hsv::ContrastBackward b{pointer(grad),     pointer(lse), pointer(d),
+                                pointer(inv_norm), {},           static_cast<double*>(pointer(scale_grad))};
+        for (size_t i = 0; i < view_grad.size(); i++) b.view_grad[i] = pointer(view_grad[i]);
+        hsv::active_kernels().contrast.backward(p, b);
+      },
+      Release());
+}
+
+}  // namespace
 
 namespace {
 
@@ -101,6 +159,7 @@ void define_masking(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled operations of hsv_kernels over plain pointers";
   m.def("cpu_isa", [] { return hsv::active_kernels().isa; }, "Instruction set of the CPU kernels in use");
+  bind_contrast(m);
 #ifdef HSV_HAS_CUDA
   m.attr("has_cuda") = true;
 #else

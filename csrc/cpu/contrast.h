@@ -1,10 +1,51 @@
+// NT-Xent and the logsumexp of a matrix's similarities to itself, over tiles of the similarity matrix.
+//
+// With z the packed rows (normalised for NT-Xent), S = scale · z zᵀ, pos(i) the other view of row i and C(i) the
+// columns that row i sums over (all; less i; less i and pos(i) for NT-Xent):
+//   lse_i = log Σ_{j ∈ C(i)} exp S_ij,   d_i = lse_i − S_i,pos(i),   loss_i = softplus(d_i).
 #pragma once
 
 #include <stdint.h>
 
+#include "cpu/elements.h"
+
 namespace hsv {
 
-struct ContrastKernels {};
+// Rows of any stride, counted in elements.
+struct Rows {
+  const void* data;
+  int64_t row_stride, column_stride;
+};
+
+struct ContrastProblem {
+  DType dtype;        // of the rows; the results below are double for kFloat64 and float for every other
+  int views;          // 2: NT-Xent of views[0] and views[1]; 1: the logsumexp of one matrix, not normalised
+  Rows view[2];       // [rows, dim] each
+  int64_t rows, dim;  // rows of one view
+  double scale;       // 1 / temperature for NT-Xent
+  bool exclude_self;  // leaves column i out of row i; always set for NT-Xent
+  bool fixed_shift;   // exponentials without a maximum taken off: |S| + log(rows) must stay below 64
+  int threads;
+  void* workspace;  // contrast_workspace bytes, 64-byte aligned
+};
+
+// Values per row of all views; losses, d and inv_norm belong to NT-Xent and are null for one view.
+struct ContrastForward {
+  void *lse, *losses, *d, *inv_norm;
+};
+
+struct ContrastBackward {
+  const void *grad, *lse, *d, *inv_norm;  // grad contiguous, of the type of lse
+  void* view_grad[2];                     // contiguous [rows, dim] of the rows' type, or null: not computed
+  double* scale_grad;                     // or null
+};
+
+struct ContrastKernels {
+  void (*forward)(const ContrastProblem&, const ContrastForward&);
+  void (*backward)(const ContrastProblem&, const ContrastBackward&);
+  // Bytes that forward (backward = null) or backward needs; reads no data.
+  int64_t (*workspace)(const ContrastProblem&, const ContrastBackward* backward);
+};
 
 #ifdef HSV_ISA
 namespace HSV_ISA {

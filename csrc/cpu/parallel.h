@@ -40,4 +40,22 @@ void parallel_for(int64_t n, int threads, const F& f) {
   parallel(static_cast<int>(most), [&](int thread, int team) { f(n * thread / team, n * (thread + 1) / team); });
 }
 
+// Visits every unordered pair of 2·team parts, each with itself included, as f(a, b, parts, thread) with a ≤ b.
+//
+// A round-robin tournament with a barrier between rounds: no two threads hold the same part at once, so f may write to
+// both parts without atomics, and the order in which a part is written depends on the size of the team alone.
+template <class F>
+void tournament(int threads, const F& f) {
+  parallel(threads, [&](int thread, int team) {
+    const int parts = 2 * team, others = parts - 1;
+    for (int part = thread; part < parts; part += team) f(part, part, parts, thread);
+    for (int round = 0; round < others; round++) {
+      if (team > 1) GOMP_barrier();
+      const int a = thread ? (round + thread) % others : others;
+      const int b = thread ? (round - thread + others) % others : round;
+      f(a < b ? a : b, a < b ? b : a, parts, thread);
+    }
+  });
+}
+
 }  // namespace hsv::HSV_ISA

@@ -11,56 +11,124 @@
 #define HSV_STRING(x) HSV_STRING_(x)
 #define HSV_ISA_NAME HSV_STRING(HSV_ISA)
 #define HSV_INLINE inline __attribute__((always_inline))
+#ifdef __clang__
+#define HSV_UNROLL _Pragma("unroll")
+#else
+#define HSV_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace hsv::HSV_ISA {
 
 #if defined(__AVX512F__)
-inline constexpr int kWidth = 16;
+inline constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
-inline constexpr int kWidth = 8;
+inline constexpr int kVectorBytes = 32;
 #else
-inline constexpr int kWidth = 4;
+inline constexpr int kVectorBytes = 16;
 #endif
 
-typedef float Vec __attribute__((vector_size(kWidth * sizeof(float))));
-typedef int32_t IVec __attribute__((vector_size(kWidth * sizeof(float))));
+template <class T>
+struct VectorTypes;
+template <>
+struct VectorTypes<float> {
+  typedef float Values __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorTypes<double> {
+  typedef double Values __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+};
 
-HSV_INLINE Vec splat(float x) {
-  return Vec{} + x;
+template <class T>
+using Vector = typename VectorTypes<T>::Values;
+template <class T>
+inline constexpr int kLanes = kVectorBytes / sizeof(T);
+
+using Vec = Vector<float>;
+using IVec = VectorTypes<float>::Bits;
+inline constexpr int kWidth = kLanes<float>;
+
+template <class T>
+HSV_INLINE Vector<T> splat(T x) {
+  return Vector<T>{} + x;
 }
-HSV_INLINE Vec load(const float* p) {
-  Vec v;
+template <class T>
+HSV_INLINE Vector<T> load(const T* p) {
+  Vector<T> v;
   memcpy(&v, p, sizeof v);
   return v;
 }
-HSV_INLINE void store(float* p, Vec v) {
+template <class T>
+HSV_INLINE void store(T* p, Vector<T> v) {
   memcpy(p, &v, sizeof v);
 }
-HSV_INLINE Vec max(Vec a, Vec b) {
+
+// The greater of a and b in each lane; b where either is NaN.
+template <class V>
+HSV_INLINE V max(V a, V b) {
   return a > b ? a : b;
 }
 
-HSV_INLINE float sum(Vec v) {
-  float s = 0;
-  for (int i = 0; i < kWidth; i++) s += v[i];
-  return s;
+// Folds the upper half of the lanes on the lower, down to one: the order is fixed.
+template <class T, class F>
+HSV_INLINE T fold(Vector<T> v, const F& f) {
+  T x[kLanes<T>];
+  memcpy(x, &v, sizeof v);
+  HSV_UNROLL
+  for (int n = kLanes<T> / 2; n > 0; n /= 2) {
+    HSV_UNROLL
+    for (int i = 0; i < n; i++) x[i] = f(x[i], x[i + n]);
+  }
+  return x[0];
+}
+HSV_INLINE float sum(Vector<float> v) {
+  return fold<float>(v, [](float a, float b) { return a + b; });
+}
+HSV_INLINE double sum(Vector<double> v) {
+  return fold<double>(v, [](double a, double b) { return a + b; });
+}
+HSV_INLINE float max_lane(Vector<float> v) {
+  return fold<float>(v, [](float a, float b) { return a > b ? a : b; });
+}
+HSV_INLINE double max_lane(Vector<double> v) {
+  return fold<double>(v, [](double a, double b) { return a > b ? a : b; });
 }
 
-// 2^x for x in [-126, 127]: x = n + f with n the nearest integer, a polynomial for 2^f, n added to the exponent.
-// Relative error below 2e-7. Values below -126 give 2^-126 or less, never a NaN or a negative number.
-HSV_INLINE Vec exp2(Vec x) {
-  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer in the low mantissa bits
-  x = max(x, splat(-126.0f));
-  const Vec shifted = x + kRound;
-  const Vec f = x - (shifted - kRound);
-  Vec p = splat(1.5403530e-4f);
+// 2^x for x ≤ 127: x = n + f with n the nearest integer, a polynomial for 2^f, times 2^n. Relative error below 2e-7.
+// Exactly 0 below −126, −inf included; NaN, of any payload, for NaN.
+HSV_INLINE Vector<float> exp2(Vector<float> x) {
+  const float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23 + bias: adding it leaves n + bias in the low mantissa bits
+  const Vector<float> shifted = x + kRound;
+  const Vector<float> f = x - (shifted - kRound);
+  Vector<float> p = splat(1.5403530e-4f);
   p = p * f + 1.3333558e-3f;
   p = p * f + 9.6181291e-3f;
   p = p * f + 5.5504109e-2f;
   p = p * f + 2.4022651e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
-  return (Vec)((IVec)p + ((IVec)shifted << 23));
+  const Vector<float> power = (Vector<float>)((IVec)shifted << 23);
+  return x < -126.0f ? Vector<float>{} : p * power;
+}
+
+// 2^x for x ≤ 1023, to double precision; exactly 0 below −1022, NaN for NaN.
+HSV_INLINE Vector<double> exp2(Vector<double> x) {
+  constexpr double kTaylor[] = {1.36915488853904124e-12, 2.56784359934882042e-11,
+                                4.44553827187081007e-10, 7.05491162080112288e-09,
+                                1.01780860092396960e-07, 1.32154867901443053e-06,
+                                1.52527338040598377e-05, 1.54035303933816061e-04,
+                                1.33335581464284411e-03, 9.61812910762847687e-03,
+                                5.55041086648215762e-02, 2.40226506959100694e-01,
+                                6.93147180559945286e-01, 1.0};
+  const double kRound = 6755399441055744.0 + 1023.0;
+  const Vector<double> shifted = x + kRound;
+  const Vector<double> f = x - (shifted - kRound);
+  Vector<double> p = {};
+  HSV_UNROLL
+  for (double coefficient : kTaylor) p = p * f + coefficient;
+  const Vector<double> power = (Vector<double>)((VectorTypes<double>::Bits)shifted << 52);
+  return x < -1022.0 ? Vector<double>{} : p * power;
 }
 
 }  // namespace hsv::HSV_ISA
