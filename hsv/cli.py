@@ -59,8 +59,12 @@ def pretrain(arguments: Namespace) -> int:
 def evaluate(arguments: Namespace) -> int:
     """`hsv evaluate`."""
     from hsv.evaluate import evaluate as run
+    from hsv.evaluate import format_table
 
-    run(**arguments.as_dict())
+    result = run(**arguments.as_dict(), progress=True)
+    print(f"{format_table(result)}\n\n{result['note']}")
+    if result["failures"]:
+        print(f"left out    {len(result['failures'])} broken files, the first: {result['failures'][0][0]}")
     return 0
 
 
@@ -68,7 +72,10 @@ def embed(arguments: Namespace) -> int:
     """`hsv embed`."""
     from hsv.evaluate import embed as run
 
-    print(run(**arguments.as_dict()))
+    features = run(**arguments.as_dict(), progress=True)
+    print(f"{arguments.output}: {len(features)} images, {features.x.shape[1]} features each")
+    if features.failures:
+        print(f"left out    {len(features.failures)} broken files, the first: {features.failures[0][0]}")
     return 0
 
 
@@ -145,20 +152,23 @@ def _pretrain_parser(defaults: list[str]) -> ArgumentParser:
 def _encoder_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=str, help="folder of a run, a checkpoint, or an encoder.safetensors")
     parser.add_argument(
-        "--pool", type=str, default="mean", choices=["mean", "cls"], help="mean of the patch tokens, or class token"
+        "--pool", choices=["mean", "cls"], help="mean of the patch tokens, or class token; unset = the encoder's own"
     )
     parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode")
+    parser.add_argument("--workers", type=int | None, help="processes that decode; unset = chosen from the cores")
     parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to compute")
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="20-NN and linear probe on frozen features; the test part is read once.")
+    parser = ArgumentParser(description="k-NN and linear probes on frozen features; the test part is read once.")
     _encoder_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="labelled images: digits, class folders, or tar shards")
     parser.add_argument("--limit", type=int | None, help="use only the first so many training images")
+    parser.add_argument("--test_limit", type=int | None, help="use only the first so many test images")
     parser.add_argument("--k", type=int, default=20, help="neighbours that vote")
-    parser.add_argument("--seed", type=int, default=0, help="of the split that chooses the probe's regularisation")
+    parser.add_argument("--per_class", type=int, default=10, help="labels a class of the few-label probe")
+    parser.add_argument("--draws", type=int, default=10, help="how often these labels are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, draws and the untrained encoder")
     parser.add_argument("--baselines", type=bool, default=True, help="also raw pixels and the untrained encoder")
     parser.add_argument("--output", type=str | None, help="JSON file; unset = evaluation.json in the folder of the run")
     return parser

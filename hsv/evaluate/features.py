@@ -1,34 +1,34 @@
 """Features of every image of a source, from an encoder or from its raw pixels."""
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from hsv.data import Source, normalise, plain_batches
+
+if TYPE_CHECKING:
+    from hsv.models import Encoder
+
 __all__ = ["Features", "extract_features", "pixel_features"]
-
-
-class FeatureEncoder(Protocol):
-    """What extraction asks of an encoder; `hsv.models.encoder.Encoder` has it."""
-
-    image_size: int | tuple[int, int]
-    channels: int
-    mean: Any  # one value per channel, of pixels in [0, 1]
-    std: Any
-
-    def features(self, images: Tensor, pool: str = "mean") -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n images, in the order of the source, files that could not be decoded left out.
+    """Features of n images, in the order of the source; files that could not be decoded are left out.
 
-    x: [n, D] float32 on the CPU. indices: [n] int64, positions in the source. labels: [n] int64 or None.
-    names: n file or record names. failures: (name, reason) of each image that was left out.
+    Attributes:
+        x: [n, D] float32, on the CPU.
+        indices: int64 [n], positions in the source.
+        labels: int64 [n], or None.
+        names: n file or record names.
+        failures: (name, reason) of each image that was left out.
     """
 
     x: Tensor
@@ -40,44 +40,53 @@ class Features:
     def __len__(self) -> int:
         return len(self.x)
 
+    def take(self, rows: Tensor) -> Features:
+        """The features of some rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Features(self.x[rows], self.indices[rows], labels, [self.names[i] for i in rows.tolist()])
+
 
 def extract_features(
-    encoder: FeatureEncoder,
-    source: Any,
+    encoder: Encoder,
+    source: Source,
     *,
-    pool: str = "mean",
+    pool: Literal["mean", "cls"] | None = None,
     batch_size: int = 256,
     workers: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Features:
-    """Features of every image of `source` (`hsv.data.Source`), in float32 and without gradient.
+    """Features of every image, in float32 and without gradient.
 
-    pool: "mean" of the normalised patch tokens, or "cls". The encoder is moved to `device`, set to eval mode
-    while this runs and given back in its former mode. progress: a bar on stderr.
+    Args:
+        encoder: is moved to `device`, put in evaluation mode while this runs and given back in its former mode.
+        source: where the images come from.
+        pool: `mean` of the normalised patch tokens, or `cls`; None = the encoder's own.
+        batch_size: images encoded at a time.
+        workers: processes that decode images.
+        device: where the encoder runs.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: another pool, or no image can be decoded.
     """
-    if pool not in ("mean", "cls"):
-        raise ValueError(f"pool: {pool!r} given; 'mean' and 'cls' are allowed")
+    if pool not in (None, "mean", "cls"):
+        raise ValueError(f"pool: got {pool!r}; allowed: 'mean', 'cls' or None")
     encoder = encoder.to(device)
-    mean, std = (
-        torch.as_tensor(value, dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
-        for value in (encoder.mean, encoder.std)
-    )
 
     def features(images: Tensor) -> Tensor:
-        return encoder.features((images.to(device).float() / 255 - mean) / std, pool=pool)
+        return encoder.features(normalise(images.to(device), encoder.mean, encoder.std), pool)
 
     training = encoder.training
     encoder.eval()
     try:
-        with torch.no_grad():
-            return _collect(features, source, encoder.image_size, encoder.channels, batch_size, workers, progress)
+        return _collect(features, source, encoder.image_size, encoder.channels, batch_size, workers, progress)
     finally:
         encoder.train(training)
 
 
 def pixel_features(
-    source: Any,
+    source: Source,
     *,
     image_size: int | tuple[int, int],
     channels: int = 3,
@@ -87,7 +96,13 @@ def pixel_features(
 ) -> Features:
     """Raw pixels in [0, 1] as features [n, C·H·W], the floor that any encoder should beat.
 
-    max_side: larger images are scaled down to this many pixels on the longer side, with antialiasing.
+    Args:
+        source: where the images come from.
+        image_size: that of the encoder to compare with, in pixels.
+        channels: 1 or 3.
+        max_side: larger images are scaled down to this many pixels on the longer side, with antialiasing.
+        batch_size: images at a time.
+        workers: processes that decode images.
     """
 
     def features(images: Tensor) -> Tensor:
@@ -99,25 +114,31 @@ def pixel_features(
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return images.flatten(1)
 
-    with torch.no_grad():
-        return _collect(features, source, image_size, channels, batch_size, workers, progress=False)
+    return _collect(features, source, image_size, channels, batch_size, workers, progress=False)
 
 
-def _collect(features, source, image_size, channels, batch_size, workers, progress) -> Features:
-    from hsv.data import plain_batches
-
+@torch.no_grad()
+def _collect(
+    features: Callable[[Tensor], Tensor],
+    source: Source,
+    image_size: int | tuple[int, int],
+    channels: int,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+) -> Features:
     x, indices, failures = [], [], []
     batches = plain_batches(source, image_size=image_size, channels=channels, batch_size=batch_size, workers=workers)
-    with tqdm(total=len(source), desc="features", unit="img", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(source), desc="features", unit=" images", disable=not progress, leave=False) as bar:
         for index, images, broken in batches:
             failures += broken
             if len(index):
-                x.append(features(torch.as_tensor(images)).float().cpu())
-                indices.append(torch.as_tensor(np.asarray(index), dtype=torch.int64))
+                x.append(features(images).float().cpu())
+                indices.append(index.cpu())
             bar.update(len(index) + len(broken))
     if not x:
         reason = f"; the first: {failures[0][0]}: {failures[0][1]}" if failures else ""
-        raise ValueError(f"source: none of {len(source)} images could be read{reason}")
+        raise ValueError(f"source: none of {len(source)} images could be decoded{reason}")
     order = torch.cat(indices)
-    labels = None if source.labels is None else torch.as_tensor(np.asarray(source.labels))[order].to(torch.int64)
-    return Features(torch.cat(x), order, labels, [source.name(int(i)) for i in order], failures)
+    labels = None if source.labels is None else torch.from_numpy(source.labels)[order]
+    return Features(torch.cat(x), order, labels, [source.name(i) for i in order.tolist()], failures)
