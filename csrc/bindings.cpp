@@ -145,7 +145,7 @@ void define_masking(py::module_& m) {
       release());
   m.def(
       "masking_sum_masked",
-      [](char dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids, int64_t batch, int64_t column,
+      [](int dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids, int64_t batch, int64_t column,
          int64_t B, int64_t L, int64_t K, int64_t D, Address partial, Address sum, int threads) {
         hsv::active_kernels().masking.sum_masked(dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
                                                  {pointer<int64_t>(ids), batch, column}, B, L, K, D,

@@ -1,7 +1,8 @@
 #include "cpu/masking.h"
 
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
-#include "cpu/simd.h"
+#include "cpu/types.h"
 #include "philox.h"
 
 namespace hsv::HSV_ISA {
@@ -41,17 +42,21 @@ Threshold find_threshold(const uint32_t* keys, int64_t L, int64_t K, uint32_t* c
   }
 }
 
-void mask_image(const uint32_t* keys, int64_t L, int64_t K, Threshold threshold, int64_t* ids_keep,
+// Without branches, which chance would make the processor guess wrong: `chosen` takes each l, and keeps its place if l
+// is kept.
+void mask_image(const uint32_t* keys, int64_t L, int64_t K, Threshold threshold, uint32_t* chosen, int64_t* ids_keep,
                 int64_t* ids_restore, float* mask) {
   int64_t kept = 0, ties = threshold.ties;
   for (int64_t l = 0; l < L; l++) {
-    const bool tie = keys[l] == threshold.key && ties > 0;
-    const bool keep = keys[l] < threshold.key || tie;
-    ties -= tie;
+    const bool tie = (keys[l] == threshold.key) & (ties > 0);
+    const bool keep = (keys[l] < threshold.key) | tie;
     ids_restore[l] = keep ? kept : K + l - kept;
-    mask[l] = keep ? 0.0f : 1.0f;
-    if (keep) ids_keep[kept++] = l;
+    mask[l] = static_cast<float>(!keep);
+    chosen[kept] = static_cast<uint32_t>(l);
+    ties -= tie;
+    kept += keep;
   }
+  for (int64_t k = 0; k < K; k++) ids_keep[k] = chosen[k];
 }
 
 void random_masking(uint64_t seed, uint64_t offset, uint32_t first_index, int64_t B, int64_t L, int64_t K,
@@ -63,7 +68,7 @@ void random_masking(uint64_t seed, uint64_t offset, uint32_t first_index, int64_
       const uint32_t image = first_index + static_cast<uint32_t>(b);
       for (int64_t l = 0; l < L; l++) own[l] = masking_key(seed, offset, image, static_cast<uint32_t>(l));
       const Threshold threshold = find_threshold(own, L, K, own + L);
-      mask_image(own, L, K, threshold, ids_keep + b * K, ids_restore + b * L, mask + b * L);
+      mask_image(own, L, K, threshold, own + L, ids_keep + b * K, ids_restore + b * L, mask + b * L);
     }
   });
 }
@@ -139,6 +144,7 @@ bool place_rows(const T* source, Patches from, const T* fill, Ids ids, int64_t B
                 int64_t limit, PatchShape shape, T* out, Patches to, int threads) {
   const Patches packed = {0, 1, 0, 0, shape.width * shape.channels, shape.channels, 1};
   const int64_t bytes = B * N * shape.height * shape.width * shape.channels * static_cast<int64_t>(sizeof(T));
+  prefer_huge_pages(out, bytes);
   bool right = true;
   parallel_for(B * N, useful_threads(bytes, threads), [&](int64_t begin, int64_t end) {
     bool all = true;
@@ -172,44 +178,16 @@ bool place(int element_size, const void* source, Patches from, const void* fill,
   return element_size == 4 ? run(uint32_t{}) : run(uint64_t{});
 }
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-HSV_INLINE float widen(float x) {
-  return x;
-}
-HSV_INLINE double widen(double x) {
-  return x;
-}
-HSV_INLINE float from_bits(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
-HSV_INLINE float widen(BFloat16 x) {
-  return from_bits(static_cast<uint32_t>(x.bits) << 16);
-}
-// The exponent is moved by a multiplication, which is right for subnormals too; infinity and NaN get theirs set.
-HSV_INLINE float widen(Float16 x) {
-  const uint32_t rest = (x.bits & 0x7FFFu) << 13, sign = (x.bits & 0x8000u) << 16;
-  const uint32_t special = (x.bits & 0x7C00u) == 0x7C00u ? 0x7F800000u : 0u;
-  const float scaled = from_bits(rest) * 0x1p112f;
-  uint32_t bits;
-  memcpy(&bits, &scaled, sizeof bits);
-  return from_bits(bits | special | sign);
+template <class T>
+void add_row(const T* row, int64_t column, float* sum, int64_t D) {
+  int64_t d = 0;
+  if (column == 1)
+    for (; d + kWidth <= D; d += kWidth) store(sum + d, load(sum + d) + load(row + d));
+  for (; d < D; d++) sum[d] += to_float(row[d * column]);
 }
 
-template <class T, class S>
-void add_row(const T* __restrict row, int64_t column, S* __restrict sum, int64_t D) {
-  if (column == 1) {
-    for (int64_t d = 0; d < D; d++) sum[d] += widen(row[d]);
-  } else {
-    for (int64_t d = 0; d < D; d++) sum[d] += widen(row[d * column]);
-  }
+void add_row(const double* row, int64_t column, double* sum, int64_t D) {
+  for (int64_t d = 0; d < D; d++) sum[d] += row[d * column];
 }
 
 template <class S>
@@ -239,7 +217,7 @@ void sum_rows(const T* grad, int64_t batch, int64_t row, int64_t column, Ids ids
     for (int64_t d = 0; d < D; d++) sum[d] += partial[2 * g * D + d];
 }
 
-void sum_masked(char dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B, int64_t L,
+void sum_masked(int dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B, int64_t L,
                 int64_t K, int64_t D, void* partial, void* sum, int threads) {
   const auto run = [&](auto element, auto total) {
     using T = decltype(element);
@@ -248,12 +226,12 @@ void sum_masked(char dtype, const void* grad, int64_t batch, int64_t row, int64_
              static_cast<S*>(sum), threads);
   };
   switch (dtype) {
-    case 'd':
+    case kFloat64:
       return run(0.0, 0.0);
-    case 'b':
+    case kBFloat16:
       return run(BFloat16{}, 0.0f);
-    case 'h':
-      return run(Float16{}, 0.0f);
+    case kFloat16:
+      return run(Half{}, 0.0f);
     default:
       return run(0.0f, 0.0f);
   }

@@ -39,9 +39,9 @@ struct MaskingKernels {
                 int64_t count, int64_t limit, PatchShape shape, void* out, Patches to, int threads);
 
   // sum [D] = Σ grad[b, l] over the rows with ids[b, l] >= K, added in an order that B alone decides.
-  // dtype is 'f' float32, 'd' float64, 'b' bfloat16 or 'h' float16; sum and partial [128, D] are float32, or float64
+  // dtype is a DType; sum and partial [128, D] are float32, or float64
   // for float64.
-  void (*sum_masked)(char dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B,
+  void (*sum_masked)(int dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B,
                      int64_t L, int64_t K, int64_t D, void* partial, void* sum, int threads);
 };
 

@@ -4,24 +4,23 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
+from hsv_kernels.ops.cpu_utils import code, threads
 
 WORD64 = 2**64 - 1
-
-DTYPES = {torch.float32: "f", torch.float64: "d", torch.bfloat16: "b", torch.float16: "h"}
 
 
 def random_masking(
     seed: Tensor, offset: Tensor, batch: int, num_patches: int, num_keep: int, first_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    threads = min(torch.get_num_threads(), batch)
+    team = min(threads(), batch)
     ids_keep = torch.empty(batch, num_keep, dtype=torch.int64)
     ids_restore = torch.empty(batch, num_patches, dtype=torch.int64)
     mask = torch.empty(batch, num_patches)
-    keys = torch.empty(threads, 2 * num_patches, dtype=torch.int32)
+    keys = torch.empty(team, 2 * num_patches, dtype=torch.int32)
     compiled_module().masking_random(
         *(seed.item() & WORD64, offset.item() & WORD64, first_index),
         *(batch, num_patches, num_keep),
-        *(ids_keep.data_ptr(), ids_restore.data_ptr(), mask.data_ptr(), keys.data_ptr(), threads),
+        *(ids_keep.data_ptr(), ids_restore.data_ptr(), mask.data_ptr(), keys.data_ptr(), team),
     )
     return ids_keep, ids_restore, mask
 
@@ -81,8 +80,8 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     total, partial = torch.empty(D, dtype=dtype), torch.empty(128, D, dtype=dtype)
     compiled_module().masking_sum_masked(
-        *(DTYPES[grad.dtype], grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
-        *(B, L, num_keep, D, partial.data_ptr(), total.data_ptr(), torch.get_num_threads()),
+        *(code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
+        *(B, L, num_keep, D, partial.data_ptr(), total.data_ptr(), threads()),
     )
     return total
 
@@ -106,7 +105,7 @@ def _invert(ids: Tensor, name: str, size: int, limit: int) -> Tensor:
     """[B, size]: the column of `ids` that holds each number, ids.shape[1] where none does."""
     B, N = ids.shape
     table = torch.empty(B, size, dtype=torch.int64)
-    call = (ids.data_ptr(), *ids.stride(), B, N, size, limit, table.data_ptr(), torch.get_num_threads())
+    call = (ids.data_ptr(), *ids.stride(), B, N, size, limit, table.data_ptr(), threads())
     if not compiled_module().masking_invert(*call):
         raise ValueError(f"{name} must lie in [0, {limit}) and hold no number twice in a row")
     return table
@@ -129,7 +128,7 @@ def _place(
     right = compiled_module().masking_place(
         *(source.element_size(), source.data_ptr(), source_strides, 0 if fill is None else fill.data_ptr()),
         *(ids.data_ptr(), *ids.stride(), *ids.shape, count, limit),
-        *(shape, out.data_ptr(), out_strides, torch.get_num_threads()),
+        *(shape, out.data_ptr(), out_strides, threads()),
     )
     if not right:
         raise ValueError(f"{name} must lie in [0, {limit}) and, for ids_restore, be a permutation")
