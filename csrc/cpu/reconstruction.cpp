@@ -10,6 +10,7 @@ namespace hsv::HSV_ISA {
 namespace {
 
 constexpr double kEps = 1e-6;
+constexpr int64_t kValuesPerThread = 1 << 15;  // a thread for less costs more to wake than it saves
 
 typedef double DVec __attribute__((vector_size(kWidth * sizeof(float))));
 
@@ -143,7 +144,8 @@ template <class T, class P, class I, class F>
 void for_patches(const PatchRows& rows, const P* pred, const I* images, const PatchGrid& g, const T* mask, int threads,
                  const F& f) {
   const int64_t L = g.rows * g.columns, n = g.p * g.q * g.channels;
-  parallel_for(g.batch * L, threads, [&](int64_t begin, int64_t end) {
+  const int64_t useful = 1 + g.batch * L * n / kValuesPerThread;
+  parallel_for(g.batch * L, static_cast<int>(threads < useful ? threads : useful), [&](int64_t begin, int64_t end) {
     T* x = static_cast<T*>(malloc(n * sizeof(T)));
     for (int64_t t = begin; t < end; t++) {
       if (mask[t] != 0) load_patch(images, g, t, x);
