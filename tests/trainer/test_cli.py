@@ -1,0 +1,115 @@
+"""The command line and the configuration that it shares with files and checkpoints."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from trainer_cases import tiny_config
+
+import hsv
+from hsv.cli import main
+from hsv.config import Config, load_config, preset_names
+from hsv.data import DIGITS, SIMCLR_32
+
+
+def test_the_tree_survives_yaml(tmp_path):
+    config = load_config(preset="small-32")
+    config.input.image_size, config.weighting.fixed = (24, 32), {"mae": 0.5}
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert Config.from_dict(config.to_dict()) == config
+    hash(load_config(tmp_path / "config.yaml").simclr.view)
+
+
+def test_presets_are_whole_and_fit_their_data():
+    assert preset_names() == ["base-224", "digits", "small-224", "small-32"]
+    for name in preset_names():
+        load_config(preset=name).check()
+    assert load_config(preset="digits").simclr.view == DIGITS
+    small = load_config(preset="small-32")
+    assert {**small.to_dict()["simclr"]["view"], "crop_scale": None} == {
+        **Config.from_dict({"simclr": {"view": vars(SIMCLR_32)}}).to_dict()["simclr"]["view"],
+        "crop_scale": None,
+    }
+    assert (small.input.image_size, small.encoder.embed_dim, small.encoder.depth) == (32, 192, 6)
+
+
+def test_a_file_goes_over_a_preset(tmp_path):
+    (tmp_path / "mine.yaml").write_text("encoder: {depth: 3}\nsimclr: {view: {flip: 0.1}}\n")
+    config = load_config(tmp_path / "mine.yaml", preset="small-32")
+    assert (config.encoder.depth, config.encoder.embed_dim) == (3, 192)
+    assert (config.simclr.view.flip, config.simclr.view.hue) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encoder": {"width": 3}}, r"config\.encoder: got \['width'\]"),
+        ({"objectives": ["simclr", "simclr"]}, "objectives: got"),
+        ({"objectives": []}, "objectives: got"),
+        ({"objectives": ["byol"]}, "objectives: got"),
+        ({"run": {"batch_size": 0}}, r"run\.batch_size: got 0"),
+        ({"run": {"accumulate": 3}}, r"run\.accumulate: got 3"),
+        ({"run": {"steps": 3}, "minutes": 1.0}, "minutes and run.steps"),
+        ({"mae": {"mask_ratio": 1.0}}, r"mae\.mask_ratio: got 1\.0"),
+        ({"simclr": {"temperature": -0.1}}, r"simclr\.temperature: got -0\.1"),
+        ({"weighting": {"fixed": {"dino": 1.0}}}, r"weighting\.fixed: got \['dino'\]"),
+        ({"input": {"mean": [0.5]}}, r"input\.mean and input\.std"),
+    ],
+)
+def test_settings_that_cannot_work(values, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_dict(values).check()
+
+
+def test_pretrain_resume_and_their_errors(tmp_path, capsys):
+    tiny_config("unused", steps=2).save(tmp_path / "config.yaml")
+    run = tmp_path / "run"
+    common = ["pretrain", "--preset", "digits", "--config", str(tmp_path / "config.yaml")]
+    assert main([*common, "--output", str(run), "--objectives", "[mae]", "--run.seed", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 2 steps" in out and "timm.create_model(" in out and str(run / "checkpoints") in out
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["objectives"] == ["mae"] and saved["run"]["seed"] == 3 and saved["encoder"]["embed_dim"] == 32
+
+    assert main([*common, "--output", str(run)]) == 2
+    assert "holds a run" in capsys.readouterr().err
+    moved = run.rename(tmp_path / "moved")
+    assert main(["pretrain", "--resume", str(moved), "--run.steps", "3"]) == 0
+    assert "3 of 3 steps" in capsys.readouterr().out and not run.exists()
+    assert main(["pretrain", "--resume", str(tmp_path / "nowhere")]) == 2
+    assert "resume: got" in capsys.readouterr().err
+    assert main(["pretrain", "--preset", "huge"]) == 2
+    assert "small-32" in capsys.readouterr().err
+    assert main(["pretrain", "--data", str(tmp_path / "nowhere"), "--output", str(run)]) == 2
+    assert "nowhere" in capsys.readouterr().err and not run.exists()
+
+
+def test_presets_and_version(capsys):
+    assert main(["presets"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == preset_names() and all(len(line.split()) > 4 for line in listed)
+    assert main(["presets", "small-32"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["encoder"]["patch_size"] == 8
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and hsv.__version__ in capsys.readouterr().out
+
+
+def test_help_explains_units_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--run.batch_size" in text and "over all ranks and micro-batches" in text and "default: 256" in text
+    assert "--simclr.view.blur_sigma" in text and "pixels" in text
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "--run.batchsize", "3"])
+    assert stop.value.code == 2
+
+
+def test_import_is_light():
+    script = "import sys, hsv; assert hsv.__version__ and 'torch' not in sys.modules; hsv.pretrain, hsv.load_encoder"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError):
+        _ = hsv.nothing
