@@ -306,7 +306,8 @@ def restore_tokens(
     _check_ids("ids_restore", ids_restore, tokens, None)
     if ids_restore.shape[1] < tokens.shape[1]:
         raise ValueError(f"ids_restore must have L ≥ K = {tokens.shape[1]} columns; got {ids_restore.shape[1]}")
-    return masking.restore_tokens(tokens, ids_restore, mask_token, backend=resolve("masking", tokens, backend))
+    wider = mask_token if mask_token.dtype == torch.float64 else tokens
+    return masking.restore_tokens(tokens, ids_restore, mask_token, backend=resolve("masking", wider, backend))
 
 
 def _check_ids(name: str, ids: Tensor, rows: Tensor, most: int | None) -> None:

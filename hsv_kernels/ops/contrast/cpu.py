@@ -64,9 +64,7 @@ def nt_xent_backward(
     return dz0, dz1, None if dscale is None else (dscale * -(scale**2)).to(temperature.dtype)
 
 
-def square_logsumexp_forward(
-    q: Tensor, scale: Tensor, exclude_self: bool, threads: int | None = None
-) -> Tensor:
+def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool, threads: int | None = None) -> Tensor:
     """lse_i = log Σ_j exp(scale · q_i · q_j) [n] for q [n, D], column i left out of row i with exclude_self.
 
     Always over running maxima: nothing bounds q. A row without candidates gives −inf.
