@@ -44,10 +44,8 @@ Packed<T> take_packed(const ContrastProblem& p, bool slabs, Arena& arena) {
 }
 
 // Scale of similarities in base 2. Zero becomes too small to matter, so that the scale's gradient can be divided by it.
-template <class T>
-T base2_scale(const ContrastProblem& p) {
-  const double scale = p.scale / kLn2;
-  return static_cast<T>(scale == 0 ? 1e-20 : scale);
+double base2_scale(const ContrastProblem& p) {
+  return p.scale == 0 ? 1e-20 : p.scale / kLn2;
 }
 
 // Columns in a row's sum.
@@ -121,9 +119,9 @@ void forward(const ContrastProblem& given, const ContrastForward& out) {
   const ContrastProblem p = with_useful_threads<T>(given);
   Arena arena(p.workspace);
   const ForwardMemory<T> m(p, arena);
-  const T scale = base2_scale<T>(p);
+  const double scale = base2_scale(p);
 
-  pack(p, static_cast<T*>(out.inv_norm), false, m.z);
+  pack(p, static_cast<T*>(out.inv_norm), m.z);
   for (int64_t i = 0; i < m.z.rows; i++) {
     if (m.sums.shift) m.sums.shift[i] = kLeftOut<T>;
     m.sums.total[i] = 0;
@@ -142,38 +140,51 @@ void forward(const ContrastProblem& given, const ContrastForward& out) {
 template <class T>
 struct BackwardMemory {
   Packed<T> z;
-  T* slabs_grad;       // [slab][row][kPanel], Σ_j W_ij z_j
-  T* weight;           // [row] g, times 2^−offset under the fixed shift
-  T* offset;           // [row] logsumexp of all that the row's probabilities are shares of, base 2; null: in the weight
-  T* positive_weight;  // [row] g σ(d)
+  T* slabs_grad;   // [slab][row][kPanel], Σ_j W_ij z_j
+  T* pull;         // [row] what the row's negatives weigh together, g σ(d), or g without positives
+  T* weight;       // [row] factor of the row's exponentials: pull, times exp(−lse) under the fixed shift
+  T* offset;       // [row] lse in base 2, taken off before the exponential; null under the fixed shift
+  T* share_total;  // [row] what the shares exp(S_ij − lse_i) add up to; null with positives
   Scratch<T>* scratch;
 
   BackwardMemory(const ContrastProblem& p, const ContrastBackward& b, Arena& arena)
       : z(take_packed<T>(p, b.view_grad[0], arena)) {
     slabs_grad = b.view_grad[0] ? arena.take<T>(z.rows * z.columns) : nullptr;
+    pull = arena.take<T>(z.rows);
     weight = arena.take<T>(z.rows);
     offset = p.fixed_shift ? nullptr : arena.take<T>(z.rows);
-    positive_weight = p.views == 2 ? arena.take<T>(z.rows) : nullptr;
+    share_total = p.views == 1 ? arena.take<T>(z.rows) : nullptr;
     scratch = arena.take<Scratch<T>>(p.threads);
   }
 };
 
-// The weights of row i, from its incoming gradient and what forward saved.
+// The weights of row i, from its incoming gradient and what forward saved; zero for padding and without candidates.
 template <class T>
 void weigh_row(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<T>& m, int64_t i) {
-  const bool some = i < p.rows * p.views && candidates(p);
-  const double g = some ? static_cast<const T*>(b.grad)[i] : 0;
-  double all = some ? static_cast<const T*>(b.lse)[i] : 0;
-  if (p.views == 2) {
-    const double d = i < p.rows * p.views ? static_cast<const T*>(b.d)[i] : 0;
-    if (some) all += softplus(-d);
-    m.positive_weight[i] = static_cast<T>(g * sigmoid(d));
-  }
-  m.weight[i] = static_cast<T>(m.offset ? g : g * exp(-all));
-  if (m.offset) m.offset[i] = static_cast<T>(all / kLn2);
+  const bool padding = i >= p.rows * p.views, some = !padding && candidates(p);
+  double pull = padding ? 0 : static_cast<const T*>(b.grad)[i];
+  if (p.views == 2 && !padding) pull *= sigmoid(static_cast<const T*>(b.d)[i]);
+  const double lse = some ? static_cast<const T*>(b.lse)[i] : 0;
+  m.pull[i] = static_cast<T>(pull);
+  m.weight[i] = some ? static_cast<T>(m.offset ? pull : pull * exp(-lse)) : 0;
+  if (m.offset) m.offset[i] = static_cast<T>(lse / kLn2);
 }
 
-// s_ij becomes W_ij = g_i exp(S_ij − all_i) + g_j exp(S_ij − all_j). Returns Σ W_ij s_ij if `moment`.
+// Makes the shares exp(S_ij − lse_i) of each row add up to 1. Rows that nothing normalised have similarities in the
+// thousands, whose lse, saved in float, is off by more than their gradient may be.
+template <class T>
+void renormalise(const ContrastProblem& p, double scale, const BackwardMemory<T>& m) {
+  memset(m.share_total, 0, m.z.rows * sizeof(T));
+  visit_tiles<T>(m.z.rows, p.threads, [&](const Tile& tile, int thread) {
+    Scratch<T>& own = m.scratch[thread];
+    similarities(m.z, tile, scale, own.tile);
+    leave_out(p, tile, own.tile);
+    add_exponentials(tile, own.tile, m.offset, m.share_total, own.sums.total);
+  });
+  for (int64_t i = 0; i < p.rows; i++) m.weight[i] /= m.share_total[i];
+}
+
+// s_ij becomes W_ij = pull_i exp(S_ij − lse_i) + pull_j exp(S_ij − lse_j). Returns Σ W_ij s_ij if `moment`.
 template <class T>
 double weigh_tile(const BackwardMemory<T>& m, const Tile& t, bool moment, T* s) {
   double total = 0;
@@ -210,7 +221,7 @@ template <class T>
 double positive_moment(const ContrastProblem& p, const BackwardMemory<T>& m) {
   double total = 0;
   for (int64_t i = 0; p.views == 2 && i < p.rows; i++) {
-    total += (static_cast<double>(m.positive_weight[i]) + m.positive_weight[i + p.rows]) * positive_cosine<T>(p, i);
+    total += (static_cast<double>(m.pull[i]) + m.pull[i + p.rows]) * positive_cosine<T>(p, i);
   }
   return total;
 }
@@ -238,7 +249,7 @@ void write_row_grad(const ContrastProblem& p, const ContrastBackward& b, const B
   constexpr int P = kPanel<T>;
   const int view = i >= p.rows;
   const int64_t positive = view ? i - p.rows : i + p.rows;
-  const T share = p.views == 2 ? m.positive_weight[i] + m.positive_weight[positive] : 0;
+  const T share = p.views == 2 ? m.pull[i] + m.pull[positive] : 0;
   const T inv_norm = p.views == 2 ? static_cast<const T*>(b.inv_norm)[i] : 1;
   const bool project = p.views == 2 && !(inv_norm >= static_cast<T>(1e12));
 
@@ -265,15 +276,16 @@ void backward(const ContrastProblem& given, const ContrastBackward& b) {
   const ContrastProblem p = with_useful_threads<T>(given);
   Arena arena(p.workspace);
   const BackwardMemory<T> m(p, b, arena);
-  const T scale = base2_scale<T>(p);
+  const double scale = base2_scale(p);
 
-  pack(p, static_cast<T*>(const_cast<void*>(b.inv_norm)), true, m.z);
+  pack<T>(p, nullptr, m.z);
   parallel_for(m.z.rows, p.threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) weigh_row(p, b, m, i);
     for (int64_t k = 0; m.slabs_grad && k < m.z.columns; k += kPanel<T>) {
       memset(m.slabs_grad + k * m.z.rows + begin * kPanel<T>, 0, (end - begin) * kPanel<T> * sizeof(T));
     }
   });
+  if (m.share_total && candidates(p)) renormalise(p, scale, m);
   for (int thread = 0; thread < p.threads; thread++) m.scratch[thread].scale_grad = 0;
 
   visit_tiles<T>(m.z.rows, p.threads, [&](const Tile& tile, int thread) {

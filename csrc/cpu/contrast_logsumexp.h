@@ -18,16 +18,19 @@ struct TileSums {
   T total[kTile];
 };
 
-// Fixed shift: adds Σ 2^s of each row and, off the diagonal, of each column.
+// Adds Σ 2^(s − shift) of each row and, off the diagonal, of each column to `total`, the shift [row] a row's own and
+// known beforehand; null: 0.
 template <class T>
-void add_exponentials(const Tile& t, const T* s, T* total, T* columns) {
+void add_exponentials(const Tile& t, const T* s, const T* shift, T* total, T* columns) {
   if (!t.diagonal()) memset(columns, 0, t.nj * sizeof(T));
   for (int64_t i = 0; i < t.ni; i++) {
     Vector<T> row = {};
     for (int64_t j = 0; j < t.nj; j += kLanes<T>) {
-      const Vector<T> e = exp2(load(s + i * kTile + j));
+      const Vector<T> x = load(s + i * kTile + j);
+      const Vector<T> e = exp2(shift ? x - shift[t.i + i] : x);
       row += e;
-      if (!t.diagonal()) store(columns + j, load(columns + j) + e);
+      if (t.diagonal()) continue;
+      store(columns + j, load(columns + j) + (shift ? exp2(x - load(shift + t.j + j)) : e));
     }
     total[t.i + i] += sum(row);
   }
@@ -73,7 +76,7 @@ void merge(const TileSums<T>& sums, int64_t first, int64_t n, const Logsumexp<T>
 // Adds one tile of similarities, in base 2, to the rows' sums.
 template <class T>
 void add_tile(const Tile& t, const T* s, TileSums<T>& sums, const Logsumexp<T>& out) {
-  if (!out.shift) return add_exponentials(t, s, out.total, sums.total);
+  if (!out.shift) return add_exponentials<T>(t, s, nullptr, out.total, sums.total);
   reduce_rows(t, s, sums);
   merge(sums, t.i, t.ni, out);
   if (t.diagonal()) return;

@@ -80,21 +80,26 @@ double inverse_norm(const ContrastProblem& p, int64_t row) {
   return 1.0 / (norm < 1e-12 ? 1e-12 : norm);
 }
 
-// One panel of rows, each times its factor (null: as they are), into panels and slabs.
+// One panel of rows, normalised with two views, into panels and slabs; inv_norm [rows] is written unless null.
+//
+// The factor stays in double: rounded to float it would move all similarities of a row in the same direction.
 template <class T>
-void pack_panel(const ContrastProblem& p, int64_t first, const T* factor, const Packed<T>& out) {
+void pack_panel(const ContrastProblem& p, int64_t first, T* inv_norm, const Packed<T>& out) {
   constexpr int64_t P = kPanel<T>;
-  const int64_t rows = p.rows * p.views;
+  const int64_t rows = p.rows * p.views, used = rows - first < P ? rows - first : P;
+  double factor[P];
+  for (int64_t r = 0; r < used; r++) {
+    factor[r] = p.views == 2 ? inverse_norm<T>(p, first + r) : 1;
+    if (inv_norm) inv_norm[first + r] = static_cast<T>(factor[r]);
+  }
+
   T block[P][P] = {};  // [row][column]
   for (int64_t begin = 0; begin < p.dim; begin += P) {
     const int64_t n = p.dim - begin < P ? p.dim - begin : P;
-    for (int64_t r = 0; r < P; r++) {
-      for (int64_t k = n; k < P; k++) block[r][k] = 0;
-      if (first + r >= rows) continue;
+    for (int64_t r = 0; r < used; r++) {
       read_row(p, first + r, begin, n, block[r]);
-      if (factor) {
-        for (int64_t k = 0; k < n; k++) block[r][k] *= factor[first + r];
-      }
+      for (int64_t k = 0; k < n; k++) block[r][k] = static_cast<T>(block[r][k] * factor[r]);
+      for (int64_t k = n; k < P; k++) block[r][k] = 0;
     }
     T* panel = out.panel(first) + begin * P;
     for (int64_t k = 0; k < n; k++) {
@@ -104,18 +109,11 @@ void pack_panel(const ContrastProblem& p, int64_t first, const T* factor, const 
   }
 }
 
-// All rows. With two views each is normalised by inv_norm [rows], computed here unless `known`.
+// All rows.
 template <class T>
-void pack(const ContrastProblem& p, T* inv_norm, bool known, const Packed<T>& out) {
-  const int64_t rows = p.rows * p.views;
+void pack(const ContrastProblem& p, T* inv_norm, const Packed<T>& out) {
   parallel_for(out.rows / kPanel<T>, p.threads, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * kPanel<T>; first < end * kPanel<T>; first += kPanel<T>) {
-      if (inv_norm && !known) {
-        const int64_t last = first + kPanel<T> < rows ? first + kPanel<T> : rows;
-        for (int64_t i = first; i < last; i++) inv_norm[i] = static_cast<T>(inverse_norm<T>(p, i));
-      }
-      pack_panel(p, first, static_cast<const T*>(inv_norm), out);
-    }
+    for (int64_t panel = begin; panel < end; panel++) pack_panel(p, panel * kPanel<T>, inv_norm, out);
   });
 }
 

@@ -67,18 +67,20 @@ HSV_INLINE void multiply(const T* a, int64_t row, int64_t step, const T* b, int6
   }
 }
 
-// s[i][j] = scale · ⟨z_i, z_j⟩ over the tile; s [kTile][kTile].
+// s[i][j] = scale · ⟨z_i, z_j⟩ over the tile; s [kTile][kTile]. The scale comes in two parts: rounded to float it would
+// err in the same direction everywhere, by 1e-5 in an exponent of 100.
 template <class T>
-void similarities(const Packed<T>& z, const Tile& t, T scale, T* s) {
+void similarities(const Packed<T>& z, const Tile& t, double scale, T* s) {
   constexpr int P = kPanel<T>;
+  const T head = static_cast<T>(scale), tail = static_cast<T>(scale - head);
   for (int64_t j = 0; j < t.nj; j += P) {
     for (int64_t i = 0; i < t.ni; i += kRows) {
       Vector<T> c[kRows][2];
       multiply(z.panel((t.i + i) / P * P) + (t.i + i) % P, 1, P, z.panel(t.j + j), z.dim, c);
       HSV_UNROLL
       for (int r = 0; r < kRows; r++) {
-        store(s + (i + r) * kTile + j, c[r][0] * scale);
-        store(s + (i + r) * kTile + j + kLanes<T>, c[r][1] * scale);
+        store(s + (i + r) * kTile + j, c[r][0] * head + c[r][0] * tail);
+        store(s + (i + r) * kTile + j + kLanes<T>, c[r][1] * head + c[r][1] * tail);
       }
     }
   }
