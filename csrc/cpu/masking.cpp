@@ -1,8 +1,8 @@
 #include "cpu/masking.h"
 
+#include "cpu/element_vectors.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
-#include "cpu/types.h"
 #include "philox.h"
 
 namespace hsv::HSV_ISA {
@@ -183,7 +183,7 @@ void add_row(const T* row, int64_t column, float* sum, int64_t D) {
   int64_t d = 0;
   if (column == 1)
     for (; d + kWidth <= D; d += kWidth) store(sum + d, load(sum + d) + load(row + d));
-  for (; d < D; d++) sum[d] += to_float(row[d * column]);
+  for (; d < D; d++) sum[d] += widen(row[d * column]);
 }
 
 void add_row(const double* row, int64_t column, double* sum, int64_t D) {
@@ -225,13 +225,13 @@ void sum_masked(int dtype, const void* grad, int64_t batch, int64_t row, int64_t
     sum_rows(static_cast<const T*>(grad), batch, row, column, ids, B, L, K, D, static_cast<S*>(partial),
              static_cast<S*>(sum), threads);
   };
-  switch (dtype) {
-    case kFloat64:
+  switch (static_cast<DType>(dtype)) {
+    case DType::kFloat64:
       return run(0.0, 0.0);
-    case kBFloat16:
+    case DType::kBFloat16:
       return run(BFloat16{}, 0.0f);
-    case kFloat16:
-      return run(Half{}, 0.0f);
+    case DType::kFloat16:
+      return run(Float16{}, 0.0f);
     default:
       return run(0.0f, 0.0f);
   }

@@ -3,8 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "cpu/element_vectors.h"
 #include "cpu/parallel.h"
-#include "cpu/types.h"
 
 namespace hsv::HSV_ISA {
 namespace {
@@ -12,42 +12,10 @@ namespace {
 constexpr double kEps = 1e-6;
 constexpr int64_t kValuesPerThread = 1 << 15;  // a thread for less costs more to wake than it saves
 
-typedef double DVec __attribute__((vector_size(kWidth * sizeof(float))));
-
-// The vector of a type that is computed in.
-template <class T>
-struct VectorOf {
-  typedef Vec type;
-  static constexpr int width = kWidth;
-};
-template <>
-struct VectorOf<double> {
-  typedef DVec type;
-  static constexpr int width = kWidth / 2;
-};
-
-HSV_INLINE DVec load(const double* p) {
-  DVec v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-using HSV_ISA::load;
-HSV_INLINE void store(double* p, DVec v) {
-  memcpy(p, &v, sizeof v);
-}
-using HSV_ISA::store;
-
-template <class T, class V>
-HSV_INLINE T sum_lanes(V v) {
-  T s = 0;
-  for (int i = 0; i < VectorOf<T>::width; i++) s += v[i];
-  return s;
-}
-
 // Applies f(vector, index) to the whole vectors of [0, n) and g(index) to the rest.
 template <class T, class F, class G>
 HSV_INLINE void for_vectors(int64_t n, const F& f, const G& g) {
-  constexpr int width = VectorOf<T>::width;
+  constexpr int width = kLanes<T>;
   int64_t i = 0;
   for (; i + width <= n; i += width) f(i);
   for (; i < n; i++) g(i);
@@ -55,16 +23,16 @@ HSV_INLINE void for_vectors(int64_t n, const F& f, const G& g) {
 
 template <class T>
 T sum_of(const T* x, int64_t n) {
-  typename VectorOf<T>::type total{};
+  Vector<T> total{};
   T rest = 0;
   for_vectors<T>(n, [&](int64_t i) { total += load(x + i); }, [&](int64_t i) { rest += x[i]; });
-  return sum_lanes<T>(total) + rest;
+  return sum(total) + rest;
 }
 
 // Σ (x − mean)²
 template <class T>
 T squares_about(const T* x, T mean, int64_t n) {
-  typename VectorOf<T>::type total{};
+  Vector<T> total{};
   T rest = 0;
   for_vectors<T>(
       n,
@@ -73,13 +41,13 @@ T squares_about(const T* x, T mean, int64_t n) {
         total += d * d;
       },
       [&](int64_t i) { rest += (x[i] - mean) * (x[i] - mean); });
-  return sum_lanes<T>(total) + rest;
+  return sum(total) + rest;
 }
 
 // Σ (pred − (x − mean) · rstd)²
 template <class T, class P>
 T squared_error(const P* pred, const T* x, T mean, T rstd, int64_t n) {
-  typename VectorOf<T>::type total{};
+  Vector<T> total{};
   T rest = 0;
   for_vectors<T>(
       n,
@@ -88,10 +56,10 @@ T squared_error(const P* pred, const T* x, T mean, T rstd, int64_t n) {
         total += d * d;
       },
       [&](int64_t i) {
-        const T d = to_float(pred[i]) - (x[i] - mean) * rstd;
+        const T d = widen(pred[i]) - (x[i] - mean) * rstd;
         rest += d * d;
       });
-  return sum_lanes<T>(total) + rest;
+  return sum(total) + rest;
 }
 
 // gradient = weight · (pred − (x − mean) · rstd)
@@ -99,7 +67,7 @@ template <class T, class P>
 void scaled_residual(const P* pred, const T* x, T mean, T rstd, T weight, int64_t n, P* gradient) {
   for_vectors<T>(
       n, [&](int64_t i) { store(gradient + i, (load(pred + i) - (load(x + i) - mean) * rstd) * weight); },
-      [&](int64_t i) { from_float(gradient + i, (to_float(pred[i]) - (x[i] - mean) * rstd) * weight); });
+      [&](int64_t i) { narrow((widen(pred[i]) - (x[i] - mean) * rstd) * weight, gradient + i); });
 }
 
 // One row of a patch, [C, q] in memory, to `out` [q, C].
@@ -109,15 +77,15 @@ HSV_INLINE void load_row(const I* row, const PatchGrid& g, T* __restrict out) {
   if (g.stride_w == 1 && C == 3) {
     const I *r0 = row, *r1 = row + g.stride_c, *r2 = row + 2 * g.stride_c;
     for (int64_t x = 0; x < q; x++) {
-      out[3 * x] = to_float(r0[x]);
-      out[3 * x + 1] = to_float(r1[x]);
-      out[3 * x + 2] = to_float(r2[x]);
+      out[3 * x] = widen(r0[x]);
+      out[3 * x + 1] = widen(r1[x]);
+      out[3 * x + 2] = widen(r2[x]);
     }
   } else if ((g.stride_c == 1 && g.stride_w == C) || (C == 1 && g.stride_w == 1)) {
-    for (int64_t i = 0; i < q * C; i++) out[i] = to_float(row[i]);
+    for (int64_t i = 0; i < q * C; i++) out[i] = widen(row[i]);
   } else {
     for (int64_t x = 0; x < q; x++)
-      for (int64_t c = 0; c < C; c++) out[x * C + c] = to_float(row[c * g.stride_c + x * g.stride_w]);
+      for (int64_t c = 0; c < C; c++) out[x * C + c] = widen(row[c * g.stride_c + x * g.stride_w]);
   }
 }
 
@@ -193,15 +161,15 @@ void backward_typed(const PatchRows& rows, const P* pred, const I* images, const
 // Calls f with `data` as a pointer to the type that `code` (a DType) names.
 template <class F>
 void with_type(int code, const void* data, const F& f) {
-  switch (code) {
-    case kFloat32:
+  switch (static_cast<DType>(code)) {
+    case DType::kFloat32:
       return f(static_cast<const float*>(data));
-    case kFloat64:
+    case DType::kFloat64:
       return f(static_cast<const double*>(data));
-    case kBFloat16:
+    case DType::kBFloat16:
       return f(static_cast<const BFloat16*>(data));
-    case kFloat16:
-      return f(static_cast<const Half*>(data));
+    case DType::kFloat16:
+      return f(static_cast<const Float16*>(data));
   }
 }
 

@@ -5,12 +5,12 @@ from torch import Tensor
 
 __all__ = ["DTYPE_CODES", "code", "threads"]
 
-#: csrc/cpu/types.h, enum DType.
+#: csrc/cpu/elements.h, enum DType.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 def code(tensor: Tensor) -> int:
-    """Number of the tensor's dtype in csrc/cpu/types.h."""
+    """Number of the tensor's dtype in csrc/cpu/elements.h."""
     return DTYPE_CODES[tensor.dtype]
 
 

@@ -1,24 +1,11 @@
-// The storage types of tensors, and how vectors and scalars of them become float or double and back.
+// Vectors of bfloat16 and float16 elements: loaded as float, stored rounded to the nearest, ties to even.
 #pragma once
 
+#include "cpu/elements.h"
 #include "cpu/simd.h"
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
-
-namespace hsv {
-
-// Codes of the types as Python hands them over (hsv_kernels/ops/cpu_utils.py).
-enum DType { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-}  // namespace hsv
 
 namespace hsv::HSV_ISA {
 
@@ -72,55 +59,26 @@ HSV_INLINE void store(BFloat16* p, Vec v) {
 
 // The zero-masked forms, all lanes on: g++ 12 warns of an uninitialised value inside the plain ones.
 #if defined(__AVX512F__)
-HSV_INLINE Vec load(const Half* p) {
+HSV_INLINE Vec load(const Float16* p) {
   return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
 }
-HSV_INLINE void store(Half* p, Vec v) {
+HSV_INLINE void store(Float16* p, Vec v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__F16C__)
-HSV_INLINE Vec load(const Half* p) {
+HSV_INLINE Vec load(const Float16* p) {
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
-HSV_INLINE void store(Half* p, Vec v) {
+HSV_INLINE void store(Float16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-HSV_INLINE Vec load(const Half* p) {
+HSV_INLINE Vec load(const Float16* p) {
   return (Vec)half_to_float_bits(load_bits(p));
 }
-HSV_INLINE void store(Half* p, Vec v) {
+HSV_INLINE void store(Float16* p, Vec v) {
   store_bits(p, float_to_half_bits((UVec)v));
 }
 #endif
-
-HSV_INLINE float to_float(float x) {
-  return x;
-}
-HSV_INLINE double to_float(double x) {
-  return x;
-}
-HSV_INLINE float to_float(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float f;
-  memcpy(&f, &bits, sizeof f);
-  return f;
-}
-HSV_INLINE float to_float(Half x) {
-  return ((Vec)half_to_float_bits(UVec{} + x.bits))[0];
-}
-
-HSV_INLINE void from_float(float* p, float x) {
-  *p = x;
-}
-HSV_INLINE void from_float(double* p, double x) {
-  *p = x;
-}
-HSV_INLINE void from_float(BFloat16* p, float x) {
-  p->bits = static_cast<uint16_t>(float_to_bfloat16_bits((UVec)splat(x))[0]);
-}
-HSV_INLINE void from_float(Half* p, float x) {
-  p->bits = static_cast<uint16_t>(float_to_half_bits((UVec)splat(x))[0]);
-}
 
 }  // namespace hsv::HSV_ISA
