@@ -68,12 +68,12 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     """
     config = copy.deepcopy(config)
     config.check()
-    state = _claim_run_folder(config, resume)
-    if state and config.minutes:
-        config.run.steps, config.minutes = state["config"]["run"]["steps"], None
     accelerator = Accelerator(
         cpu=config.run.device == "cpu", mixed_precision="no", gradient_accumulation_steps=config.run.accumulate
     )
+    state = _claim_run_folder(config, resume)
+    if state and config.minutes:
+        config.run.steps, config.minutes = state["config"]["run"]["steps"], None
     source = open_source(config.data, split="train", limit=config.input.limit)
     if config.input.mean is None:
         measured = statistics(source, config.input.channels, config.input.image_size, seed=config.run.seed)
@@ -116,7 +116,8 @@ class Trainer:
         if main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.run_dir / "config.yaml")
-            tqdm.write(self.describe()) if run.progress else None
+            if run.progress:
+                tqdm.write(self.describe())
         log = MetricLog(self.run_dir, start or None) if main else None
         bar = tqdm(
             total=self.steps * run.batch_size,
@@ -199,6 +200,7 @@ class Trainer:
             workers=default_workers(ranks) if settings.workers is None else settings.workers,
             rank=self.accelerator.process_index,
             world_size=ranks,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
         batches = iter(loader)
         return zip(*[batches] * run.accumulate, strict=True)
@@ -243,6 +245,11 @@ class Trainer:
             raise ValueError(
                 f"run.batch_size: got {run.batch_size}; allowed: at most the number of images, {len(self.source)}"
             )
+        parts = run.accumulate * self.accelerator.num_processes
+        if run.batch_size % parts:
+            raise ValueError(
+                f"run.batch_size: got {run.batch_size}; allowed: multiples of {parts}, the ranks times run.accumulate"
+            )
         if self.config.minutes:
             run.steps, self.config.minutes = self.measure(self.config.minutes), None
         epoch = len(self.source) // run.batch_size
@@ -255,12 +262,17 @@ class Trainer:
         epochs = self.steps * run.batch_size / len(self.source)
         weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
         rate, precision = self.optimiser.param_groups[0]["base_lr"], "bf16" if self.bf16 else "fp32"
-        return (
+        lines = [
             f"{self.run_dir}: {' + '.join(self.hybrid.objectives)} on {len(self.source):,} images, "
-            f"{encoder.name} with {weights:.1f} M weights\n"
+            f"{encoder.name} with {weights:.1f} M weights",
             f"{self.steps:,} steps of {run.batch_size} images ({epochs:.1f} epochs), warm-up {self.warmup:,}, "
-            f"learning rate {rate:g}, {precision} on {self.accelerator.num_processes} × {self.accelerator.device.type}"
-        )
+            f"learning rate {rate:g}, {precision} on {self.accelerator.num_processes} × {self.accelerator.device.type}",
+        ]
+        if run.accumulate > 1 and "simclr" in self.hybrid.objectives:
+            lines.append(
+                f"a micro-batch contrasts its own {run.batch_size // run.accumulate} images, not those of the step"
+            )
+        return "\n".join(lines)
 
     def measure(self, minutes: float) -> int:
         """Steps that take `minutes`, from a rehearsal of about 3 % of that time, after which nothing has changed."""
