@@ -7,6 +7,9 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#ifdef HSV_HAS_CUDA
+#include "cuda/masking.h"
+#endif
 
 namespace py = pybind11;
 
@@ -154,6 +157,39 @@ void define_masking(py::module_& m) {
       release());
 }
 
+#ifdef HSV_HAS_CUDA
+void define_cuda_masking(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "cuda_random_masking",
+      [](int device, Address stream, Address seed, Address offset, uint32_t first_index, int64_t B, int64_t L,
+         int64_t K, Address ids_keep, Address ids_restore, Address mask) {
+        hsv::cuda::random_masking({device, stream}, pointer<int64_t>(seed), pointer<int64_t>(offset), first_index, B, L,
+                                  K, pointer<int64_t>(ids_keep), pointer<int64_t>(ids_restore), pointer<float>(mask));
+      },
+      release());
+  m.def(
+      "cuda_gather",
+      [](int device, Address stream, int element_size, Address source, const Strides& from, Address ids, int64_t batch,
+         int64_t column, int64_t B, int64_t N, const std::array<int64_t, 3>& shape, Address out) {
+        hsv::cuda::gather({device, stream}, element_size, pointer<void>(source), patches(from),
+                          {pointer<int64_t>(ids), batch, column}, B, N, {shape[0], shape[1], shape[2]},
+                          pointer<void>(out));
+      },
+      release());
+  m.def(
+      "cuda_scatter",
+      [](int device, Address stream, int element_size, Address grad, const Strides& from, Address ids, int64_t batch,
+         int64_t column, int64_t B, int64_t N, int64_t L, const std::array<int64_t, 3>& shape, Address out,
+         const Strides& to) {
+        hsv::cuda::scatter({device, stream}, element_size, pointer<void>(grad), patches(from),
+                           {pointer<int64_t>(ids), batch, column}, B, N, L, {shape[0], shape[1], shape[2]},
+                           pointer<void>(out), patches(to));
+      },
+      release());
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -162,6 +198,7 @@ PYBIND11_MODULE(_C, m) {
   bind_contrast(m);
 #ifdef HSV_HAS_CUDA
   m.attr("has_cuda") = true;
+  define_cuda_masking(m);
 #else
   m.attr("has_cuda") = false;
 #endif

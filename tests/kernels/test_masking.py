@@ -1,14 +1,22 @@
 """Masking, gather and restore on every backend of this machine."""
 
 import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import hsv_kernels
 from hsv_kernels import gather_patches, gather_tokens, random_masking, restore_tokens
+from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.masking import function, reference
 from tests.kernels.cases import LAYOUTS, assert_accurate, device_of, poisoned_allocations, usable_backends
 
@@ -450,3 +458,192 @@ def test_compiles_whole() -> None:
         for eager, traced in zip(*results, strict=True):
             torch.testing.assert_close(traced, eager)
     assert compiled(images, token, None, 0).shape == (2, 4, 12)
+
+
+@pytest.mark.parametrize(("C", "H", "W", "p", "q"), [(1, 32, 48, 8, 8), (3, 48, 32, 16, 8), (5, 24, 40, 4, 8)])
+def test_visible_patches_embed_as_in_the_full_model(C: int, H: int, W: int, p: int, q: int) -> None:
+    """Gathered pixels, embedded, equal timm's embedding of all patches, plus position, indexed by ids_keep."""
+    embed = pytest.importorskip("timm.layers").PatchEmbed(
+        img_size=(H, W), patch_size=(p, q), in_chans=C, embed_dim=24, strict_img_size=True
+    )
+    images, L = torch.randn(3, C, H, W), (H // p) * (W // q)
+    position = torch.randn(1, L, 24)
+    ids_keep, _, _ = random_masking(3, L, mask_ratio=0.75, seed=2)
+    for backend in usable_backends("masking"):
+        if device_of(backend).type != "cpu":
+            continue
+        weight = embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        pixels = gather_patches(images, ids_keep, (p, q), backend=backend)
+        visible = torch.nn.functional.linear(pixels, weight, embed.proj.bias)
+        visible = visible + gather_tokens(position.expand(3, -1, -1), ids_keep, backend=backend)
+        every = (embed(images) + position).gather(1, ids_keep[..., None].expand(-1, -1, 24))
+        torch.testing.assert_close(visible, every, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ids", [[[0, 6]], [[-1, 2]], [[3, 3]]])
+def test_ids_are_verified_on_request(backend: str, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    device = device_of(backend)
+    wrong, tokens = torch.tensor(ids, device=device), torch.randn(1, 6, 2, device=device)
+    monkeypatch.setenv("HSV_CHECK", "1")
+    with pytest.raises(ValueError, match="ids_keep must"):
+        gather_tokens(tokens, wrong, backend=backend)
+    with pytest.raises(ValueError, match="ids_keep must"):
+        gather_patches(torch.randn(1, 1, 2, 3, device=device), wrong, 1, backend=backend)
+    if backend in RESTORING:
+        with pytest.raises(ValueError, match="ids_restore must"):
+            restore_tokens(tokens[:, :1], wrong, torch.zeros(2, device=device), backend=backend)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels")
+def test_compiled_cpu_kernels_never_leave_the_tensor() -> None:
+    """Without HSV_CHECK too: numbers out of range raise, and so do duplicates where they would lose a gradient."""
+    tokens = torch.randn(2, 6, 3, requires_grad=True)
+    for wrong in ([[0, 1], [6, 2]], [[0, 1], [-1, 2]], [[2**40, 0], [0, 1]]):
+        with pytest.raises(ValueError, match=r"ids_keep must lie in \[0, 6\)"):
+            gather_tokens(tokens, torch.tensor(wrong), backend="cpu")
+    out = gather_tokens(tokens, torch.tensor([[0, 1], [3, 3]]), backend="cpu")
+    with pytest.raises(ValueError, match="hold no number twice"):
+        out.sum().backward()
+    out = restore_tokens(tokens, torch.tensor([[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 6, 6]]), torch.zeros(3))
+    with pytest.raises(ValueError, match="permutation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch": 0}, "batch"),
+        ({"num_patches": 0}, "num_patches"),
+        ({}, "num_keep or mask_ratio"),
+        ({"num_keep": 3, "mask_ratio": 0.5}, "num_keep or mask_ratio"),
+        ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"mask_ratio": -0.1}, "mask_ratio"),
+        ({"mask_ratio": float("nan")}, "mask_ratio"),
+        ({"num_keep": 0}, "num_keep"),
+        ({"num_keep": 10}, "num_keep"),
+        ({"num_keep": 3, "seed": -1}, "seed"),
+        ({"num_keep": 3, "seed": 2**63}, "seed"),
+        ({"num_keep": 3, "seed": torch.zeros(1, dtype=torch.int64)}, "seed"),
+        ({"num_keep": 3, "seed": torch.tensor(1.0)}, "seed"),
+        ({"num_keep": 3, "offset": 2**56}, "offset"),
+        ({"num_keep": 3, "first_index": 2**32 - 1}, "first_index"),
+    ],
+)
+def test_random_masking_names_what_is_wrong(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_masking(**{"batch": 2, "num_patches": 9, **given})
+
+
+def test_gathers_name_what_is_wrong() -> None:
+    images, tokens, ids = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 3), torch.zeros(2, 1, dtype=torch.int64)
+    token = torch.zeros(3)
+    for call, message in [
+        (lambda: gather_patches(images, ids, 3), "patch_size"),
+        (lambda: gather_patches(images.long(), ids, 4), "images"),
+        (lambda: gather_patches(images, ids.int(), 4), "ids_keep"),
+        (lambda: gather_patches(images, ids.expand(2, 5), 4), "ids_keep"),
+        (lambda: gather_tokens(tokens, ids[:1]), "ids_keep"),
+        (lambda: gather_tokens(tokens[0], ids), "tokens"),
+        (lambda: gather_tokens(tokens, ids.to("meta")), "device"),
+        (lambda: restore_tokens(tokens, ids, token), "ids_restore"),
+        (lambda: restore_tokens(tokens, torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2)), "mask_token"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def whole_pass(seed: int) -> list[Tensor]:
+    """Masks, tokens and gradients of one small model."""
+    images = torch.arange(4 * 3 * 32 * 32, dtype=torch.float32).reshape(4, 3, 32, 32).requires_grad_()
+    token = torch.ones(48, requires_grad=True)
+    ids_keep, ids_restore, mask = random_masking(4, 64, num_keep=16, seed=seed)
+    out = restore_tokens(gather_patches(images, ids_keep, 4), ids_restore, token)
+    return [ids_keep, ids_restore, mask, out.detach(), *torch.autograd.grad(out.square().sum(), (images, token))]
+
+
+def test_right_in_two_threads_at_once() -> None:
+    expected = [whole_pass(seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: whole_pass(i % 2), range(40)))
+    for i, results in enumerate(found):
+        assert all(torch.equal(a, b) for a, b in zip(results, expected[i % 2], strict=True))
+
+
+def test_right_in_a_forked_worker() -> None:
+    expected = whole_pass(5)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    # Masks alone: autograd itself does not support fork.
+    worker = context.Process(
+        target=lambda: sender.send([x.numpy() for x in random_masking(4, 64, num_keep=16, seed=5)])
+    )
+    worker.start()
+    assert receiver.poll(60), "the worker hangs"
+    found = receiver.recv()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(found, expected[:3], strict=True))
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.slow
+def test_instruction_sets_agree(isa: str) -> None:
+    """Every instruction set gives the same bits, those of a half-precision gradient included."""
+    if "cpu" not in BACKENDS:
+        pytest.skip("no compiled kernels")
+    script = """
+import torch
+from hsv_kernels import random_masking, restore_tokens
+from hsv_kernels.backends import compiled_module
+if isinstance(compiled_module(), str):
+    print("absent")
+    raise SystemExit
+torch.manual_seed(0)
+tokens = torch.tensor([0.0, 6e-8, 3e-5, 65504.0, float("inf"), -1.5, 7.0]).half().expand(1, 1, 7)
+token = torch.zeros(7, dtype=torch.float16, requires_grad=True)
+_, ids, _ = random_masking(1, 9, num_keep=1, seed=1)
+restore_tokens(tokens, ids, token).backward(tokens.expand(1, 9, 7))
+print(token.grad.tolist(), random_masking(3, 100, num_keep=30, seed=9)[0].tolist())
+"""
+    here = Path(__file__).parents[2]
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "HSV_CPU_ISA": name, "PYTHONPATH": str(here)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for name in (isa, "portable")
+    ]
+    if outputs[0].strip() == "absent":
+        pytest.skip(f"{isa} is not supported here")
+    assert outputs[0] == outputs[1]
+
+
+def test_saved_memory_is_the_ids_alone() -> None:
+    x = torch.randn(2, 30, 16, requires_grad=True)
+    token = torch.randn(16, requires_grad=True)
+    ids_keep, ids_restore, _ = random_masking(2, 30, num_keep=7, seed=0)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        restore_tokens(gather_tokens(x, ids_keep), ids_restore, token)
+    assert sum(tensor.nbytes for tensor in saved) == ids_keep.nbytes + ids_restore.nbytes
+
+
+@pytest.mark.skipif(
+    isinstance(compiled_module(), str) or not compiled_module().has_cuda, reason="built without csrc/cuda"
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device, so launches succeed")
+def test_cuda_launch_without_a_driver_fails_cleanly() -> None:
+    module, patches, ids, shape = compiled_module(), (0,) * 7, (0, 1, 1, 1, 1), (1, 1, 1)
+    for call in (
+        lambda: module.cuda_random_masking(0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0),
+        lambda: module.cuda_gather(0, 0, 4, 0, patches, *ids, shape, 0),
+        lambda: module.cuda_scatter(0, 0, 4, 0, patches, *ids, 1, shape, 0, patches),
+    ):
+        with pytest.raises(RuntimeError, match="cannot use CUDA"):
+            call()
+    with pytest.raises(hsv_kernels.BackendError, match="cuda serves cuda tensors"):
+        random_masking(1, 4, num_keep=1, backend="cuda")
