@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -280,20 +283,42 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    """An instance of the dataclass `cls`; a nested dataclass is recognised by its default."""
-    unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-    _require(not unknown, where, sorted(unknown), "keys " + ", ".join(f.name for f in dataclasses.fields(cls)))
-    default = cls()
-    arguments = {}
-    for key, value in values.items():
-        nested = getattr(default, key)
-        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            value = _build(type(nested), {**_plain(nested), **value}, f"{where}.{key}")
-        elif isinstance(value, list) and (isinstance(nested, tuple) or key == "image_size"):
-            value = tuple(value)
-        arguments[key] = value
-    return cls(**arguments)
+def _build(cls: type, values: dict[str, Any], where: str, default: Any = None) -> Any:
+    """An instance of the dataclass `cls` from a dictionary; what it leaves out is as in `default`."""
+    default = cls() if default is None else default
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    _require(not unknown, where, sorted(unknown), "keys " + ", ".join(hints))
+    arguments = {
+        key: _convert(value, hints[key], f"{where}.{key}", getattr(default, key)) for key, value in values.items()
+    }
+    return dataclasses.replace(default, **arguments)
+
+
+def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
+    """`value` as the type that `hint` asks for. Lists become tuples, and text such as 2e-3 a number."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (types.UnionType, typing.Union):
+        for part in parts:
+            with contextlib.suppress(ValueError):
+                return _convert(value, part, where)
+    elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, where, default)
+    elif kind is typing.Literal and value in parts:
+        return value
+    elif kind is list and isinstance(value, list | tuple):
+        return [_convert(item, parts[0], where) for item in value]
+    elif kind is tuple and isinstance(value, list | tuple) and len(value) == len(parts):
+        return tuple(_convert(item, part, where) for item, part in zip(value, parts, strict=True))
+    elif kind is dict and isinstance(value, dict):
+        return {_convert(key, parts[0], where): _convert(item, parts[1], where) for key, item in value.items()}
+    elif hint is float and isinstance(value, str | int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    elif kind is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    name = hint.__name__ if isinstance(hint, type) and kind is None else str(hint).replace("typing.", "")
+    raise ValueError(f"{where}: got {value!r}; allowed: {name}")
 
 
 def _positive(name: str, value: float | None, *, optional: bool = False) -> None:

@@ -7,7 +7,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,8 +127,8 @@ class Trainer:
             disable=not (main and run.progress),
         )
         clock = time.perf_counter()
-        with bar, StopSignals() as stop:
-            for batches in self.batches(start, self.steps):
+        with bar, StopSignals() as stop, closing(self.batches(start, self.steps)) as every_batch:
+            for batches in every_batch:
                 logs = self.step(step, batches)
                 step += 1
                 failures |= {name: reason for batch in batches for name, reason in batch.failures}
@@ -150,7 +151,7 @@ class Trainer:
             log.close()
         return self.finish(step, metrics, failures, stop.number)
 
-    def step(self, step: int, batches: list[Batch]) -> dict[str, Tensor]:
+    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One optimiser step over its micro-batches; everything random in it is a function of (seed, step, rank)."""
         torch.manual_seed(_step_seed(self.config.run.seed, step, self.accelerator.process_index))
         set_learning_rate(self.optimiser, learning_rate_factor(step, self.steps, self.warmup))
@@ -185,7 +186,7 @@ class Trainer:
             for slot, (view, pixels) in enumerate(zip(self.hybrid.views, batch.views, strict=True))
         ]
 
-    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def batches(self, start: int, stop: int) -> Generator[tuple[Batch, ...], None, None]:
         """The micro-batches of each step from `start` up to `stop`."""
         settings, run, ranks = self.config.input, self.config.run, self.accelerator.num_processes
         loader = ViewLoader(
@@ -202,8 +203,8 @@ class Trainer:
             world_size=ranks,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        batches = iter(loader)
-        return zip(*[batches] * run.accumulate, strict=True)
+        with closing(iter(loader)) as batches:  # ends the workers, whatever ends the loop
+            yield from zip(*[batches] * run.accumulate, strict=True)
 
     def read(self, logs: dict[str, Tensor], step: int) -> dict[str, float]:
         """The logs of a step on the host, averaged over ranks. Raises FloatingPointError if training broke down."""
@@ -279,14 +280,15 @@ class Trainer:
         model, optimiser = copy.deepcopy(self.hybrid.state_dict()), copy.deepcopy(self.optimiser.state_dict())
         self.steps, self.warmup = 1, 0
         clock, measured, seconds = 0.0, 0, 0.0
-        for number, batches in enumerate(self.batches(0, 10**6)):
-            if number == REHEARSAL_WARMUP:
-                clock = time.perf_counter()
-            self.step(0, batches)
-            if number >= REHEARSAL_WARMUP:
-                measured, seconds = measured + 1, time.perf_counter() - clock
-            if broadcast_object_list([measured >= 4 and seconds > 1.8 * minutes])[0]:
-                break
+        with closing(self.batches(0, 10**6)) as every_batch:
+            for number, batches in enumerate(every_batch):
+                if number == REHEARSAL_WARMUP:
+                    clock = time.perf_counter()
+                self.step(0, batches)
+                if number >= REHEARSAL_WARMUP:
+                    measured, seconds = measured + 1, time.perf_counter() - clock
+                if broadcast_object_list([measured >= 4 and seconds > 1.8 * minutes])[0]:
+                    break
         self.hybrid.load_state_dict(model)
         self.optimiser.load_state_dict(optimiser)
         return broadcast_object_list([max(1, round(minutes * 60 * measured / seconds))])[0]

@@ -42,11 +42,31 @@ def test_a_file_goes_over_a_preset(tmp_path):
     assert (config.simclr.view.flip, config.simclr.view.hue) == (0.1, 0.1)
 
 
+def test_files_mean_what_they_say(tmp_path):
+    """YAML 1.1 reads 2e-3 as text, and knows no tuples."""
+    text = "optimiser: {base_lr: 2e-3, clip: 1}\ninput: {image_size: [24, 32], mean: [1e-1, 0, 0.5], std: [1, 1, 1]}\n"
+    (tmp_path / "mine.yaml").write_text(
+        text + "mae: {own_view: {crop_scale: [0.3, 1]}}\nweighting: {fixed: {mae: 5e-1}}\n"
+    )
+    config = load_config(tmp_path / "mine.yaml")
+    assert (config.optimiser.base_lr, config.optimiser.clip) == (0.002, 1.0)
+    assert (config.input.image_size, config.input.mean) == ((24, 32), [0.1, 0.0, 0.5])
+    assert (config.mae.own_view.crop_scale, config.mae.own_view.flip) == ((0.3, 1.0), 0.5)
+    assert config.weighting.fixed == {"mae": 0.5}
+    config.check()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"encoder": {"width": 3}}, r"config\.encoder: got \['width'\]"),
         ({"objectives": ["simclr", "simclr"]}, "objectives: got"),
+        ({"optimiser": {"base_lr": "fast"}}, r"config\.optimiser\.base_lr: got 'fast'; allowed: float"),
+        ({"run": {"batch_size": 2.5}}, r"config\.run\.batch_size: got 2\.5; allowed: int"),
+        ({"run": {"progress": "maybe"}}, r"config\.run\.progress: got 'maybe'; allowed: bool"),
+        ({"run": {"precision": "fp8"}}, r"config\.run\.precision: got 'fp8'"),
+        ({"encoder": 3}, r"config\.encoder: got 3; allowed: EncoderConfig"),
+        ({"simclr": {"view": {"crop_scale": [0.1]}}}, r"config\.simclr\.view\.crop_scale: got \[0\.1\]"),
         ({"objectives": []}, "objectives: got"),
         ({"objectives": ["byol"]}, "objectives: got"),
         ({"run": {"batch_size": 0}}, r"run\.batch_size: got 0"),
