@@ -554,10 +554,10 @@ def test_gathers_name_what_is_wrong() -> None:
 
 
 def whole_pass(seed: int) -> list[Tensor]:
-    """Masks, tokens and gradients of one small model."""
-    images = torch.arange(4 * 3 * 32 * 32, dtype=torch.float32).reshape(4, 3, 32, 32).requires_grad_()
+    """Masks, tokens and gradients of one small model, large enough for a team of threads."""
+    images = torch.linspace(-1, 1, 16 * 3 * 64 * 64).reshape(16, 3, 64, 64).requires_grad_()
     token = torch.ones(48, requires_grad=True)
-    ids_keep, ids_restore, mask = random_masking(4, 64, num_keep=16, seed=seed)
+    ids_keep, ids_restore, mask = random_masking(16, 256, num_keep=64, seed=seed)
     out = restore_tokens(gather_patches(images, ids_keep, 4), ids_restore, token)
     return [ids_keep, ids_restore, mask, out.detach(), *torch.autograd.grad(out.square().sum(), (images, token))]
 
@@ -576,7 +576,7 @@ def test_right_in_a_forked_worker() -> None:
     receiver, sender = context.Pipe(duplex=False)
     # Masks alone: autograd itself does not support fork.
     worker = context.Process(
-        target=lambda: sender.send([x.numpy() for x in random_masking(4, 64, num_keep=16, seed=5)])
+        target=lambda: sender.send([x.numpy() for x in random_masking(16, 256, num_keep=64, seed=5)])
     )
     worker.start()
     assert receiver.poll(60), "the worker hangs"
