@@ -49,7 +49,7 @@ def check_scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bo
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number or a 0-dim tensor; got {value!r}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    if not -math.inf < value < math.inf or (positive and value <= 0):
         raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite; got {value!r}")
 
 

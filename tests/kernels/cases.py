@@ -31,8 +31,16 @@ def usable_backends(operation: str, *, reference: bool = True) -> list[str]:
     return ["reference", *names] if reference else names
 
 
-def error(x: Tensor, truth: Tensor) -> float:
-    """max |x − truth| / max |truth| over the finite truth; infinite if x is infinite or NaN elsewhere than truth is."""
+def serves(operation: str, backend: str, dtype: torch.dtype) -> bool:
+    """Whether `backend` computes in `dtype`."""
+    return why_not(operation, backend, device_of(backend), dtype) is None
+
+
+def error(x: Tensor, truth: Tensor, scale: float | None = None) -> float:
+    """max |x − truth| / scale over the finite truth, scale being max |truth| where it is not given.
+
+    Infinite if x is infinite or NaN elsewhere than truth is.
+    """
     x, truth = x.detach().double().cpu(), truth.detach().double().cpu()
     assert x.shape == truth.shape, f"shape {list(x.shape)} for {list(truth.shape)}"
     finite = truth.isfinite()
@@ -40,22 +48,26 @@ def error(x: Tensor, truth: Tensor) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    scale = truth[finite].abs().max().item()
-    return (x[finite] - truth[finite]).abs().max().item() / (scale or 1.0)
+    return (x[finite] - truth[finite]).abs().max().item() / (scale or truth[finite].abs().max().item() or 1.0)
 
 
-def assert_accurate(kernel: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, dim: int) -> None:
+def assert_accurate(
+    kernel: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, dim: int, scale: float | None = None
+) -> None:
     """error(kernel) ≤ 2 error(plain) + 8 eps(dtype) √dim.
 
     Args:
         kernel: what a backend gave for inputs of `dtype`.
-        plain: the reference on the same rounded inputs in float32 (float64 for float64).
+        plain: the reference on the same rounded inputs in float32; for float64 its error is scaled to that precision.
         truth: the reference on the same rounded inputs in float64.
         dtype: of the inputs.
         dim: length of the sums, D.
+        scale: what errors are relative to where the truth is a difference that vanishes; None is max |truth|.
     """
-    bound = 2 * error(plain, truth) + 8 * torch.finfo(dtype).eps * dim**0.5
-    found = error(kernel, truth)
+    precision = torch.finfo(dtype).eps
+    finer = precision / torch.finfo(plain.dtype).eps if dtype == torch.float64 else 1.0
+    bound = 2 * finer * error(plain, truth, scale) + 8 * precision * dim**0.5
+    found = error(kernel, truth, scale)
     assert found <= bound, f"error {found:.3g} exceeds {bound:.3g}"
 
 

@@ -4,7 +4,10 @@ TRITON_INTERPRET=1 OMP_NUM_THREADS=1 pytest tests/kernels runs the interpreted k
 parameter `backend` equal to "triton", less those marked large.
 """
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from hsv_kernels.backends import interpreting
 
@@ -19,3 +22,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if runs else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors here are small, and threads would wait for each other; tests of threading ask for more themselves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
