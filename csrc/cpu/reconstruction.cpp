@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "cpu/element_vectors.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 
 namespace hsv::HSV_ISA {
@@ -70,31 +71,71 @@ void scaled_residual(const P* pred, const T* x, T mean, T rstd, T weight, int64_
       [&](int64_t i) { narrow((widen(pred[i]) - (x[i] - mean) * rstd) * weight, gradient + i); });
 }
 
-// One row of a patch, [C, q] in memory, to `out` [q, C].
 template <class T, class I>
-HSV_INLINE void load_row(const I* row, const PatchGrid& g, T* __restrict out) {
-  const int64_t C = g.channels, q = g.q;
-  if (g.stride_w == 1 && C == 3) {
-    const I *r0 = row, *r1 = row + g.stride_c, *r2 = row + 2 * g.stride_c;
-    for (int64_t x = 0; x < q; x++) {
-      out[3 * x] = widen(r0[x]);
-      out[3 * x + 1] = widen(r1[x]);
-      out[3 * x + 2] = widen(r2[x]);
-    }
-  } else if ((g.stride_c == 1 && g.stride_w == C) || (C == 1 && g.stride_w == 1)) {
-    for (int64_t i = 0; i < q * C; i++) out[i] = widen(row[i]);
-  } else {
-    for (int64_t x = 0; x < q; x++)
-      for (int64_t c = 0; c < C; c++) out[x * C + c] = widen(row[c * g.stride_c + x * g.stride_w]);
-  }
+HSV_INLINE void widen_row(const I* row, int64_t n, T* __restrict out) {
+  for (int64_t i = 0; i < n; i++) out[i] = widen(row[i]);
+}
+template <class I>
+HSV_INLINE void widen_row(const I* row, int64_t n, float* __restrict out) {
+  for_vectors<float>(n, [&](int64_t i) { store(out + i, load(row + i)); }, [&](int64_t i) { out[i] = widen(row[i]); });
+}
+HSV_INLINE void widen_row(const double* row, int64_t n, float* __restrict out) {
+  for (int64_t i = 0; i < n; i++) out[i] = static_cast<float>(row[i]);
 }
 
-// Patch t of the batch, in (p, q, c) order.
+// out[3 i + c] = planes[c n + i], written by whole vectors where the instruction set permutes lanes; returns how many
+// i.
+#if defined(__AVX2__)
+HSV_INLINE Vec permute(Vec v, IVec lanes) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)lanes, (__m512)v);
+#else
+  return (Vec)_mm256_permutevar8x32_ps((__m256)v, (__m256i)lanes);
+#endif
+}
+
+int64_t interleave_vectors(const float* planes, int64_t n, float* out) {
+  IVec pixel[3], channel[3];
+  for (int k = 0; k < 3; k++)
+    for (int i = 0; i < kWidth; i++) pixel[k][i] = (k * kWidth + i) / 3, channel[k][i] = (k * kWidth + i) % 3;
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    const Vec plane[3] = {load(planes + i), load(planes + n + i), load(planes + 2 * n + i)};
+    HSV_UNROLL
+    for (int k = 0; k < 3; k++) {
+      const Vec last = channel[k] == 1 ? permute(plane[1], pixel[k]) : permute(plane[2], pixel[k]);
+      store(out + 3 * i + k * kWidth, channel[k] == 0 ? permute(plane[0], pixel[k]) : last);
+    }
+  }
+  return i;
+}
+#else
+int64_t interleave_vectors(const float*, int64_t, float*) {
+  return 0;
+}
+#endif
+int64_t interleave_vectors(const double*, int64_t, double*) {
+  return 0;
+}
+
+// Patch t of the batch, in (p, q, c) order; `planes` is room for another patch.
 template <class T, class I>
-void load_patch(const I* images, const PatchGrid& g, int64_t t, T* out) {
-  const int64_t L = g.rows * g.columns, b = t / L, l = t % L;
+void load_patch(const I* images, const PatchGrid& g, int64_t t, T* planes, T* out) {
+  const int64_t L = g.rows * g.columns, b = t / L, l = t % L, C = g.channels, pixels = g.p * g.q;
   images += b * g.stride_b + l / g.columns * g.p * g.stride_h + l % g.columns * g.q * g.stride_w;
-  for (int64_t y = 0; y < g.p; y++) load_row(images + y * g.stride_h, g, out + y * g.q * g.channels);
+  if (g.stride_w == C && (C == 1 || g.stride_c == 1)) {
+    for (int64_t y = 0; y < g.p; y++) widen_row(images + y * g.stride_h, g.q * C, out + y * g.q * C);
+  } else if (g.stride_w == 1) {
+    for (int64_t c = 0; c < C; c++)
+      for (int64_t y = 0; y < g.p; y++)
+        widen_row(images + c * g.stride_c + y * g.stride_h, g.q, planes + c * pixels + y * g.q);
+    for (int64_t i = C == 3 ? interleave_vectors(planes, pixels, out) : 0; i < pixels; i++)
+      for (int64_t c = 0; c < C; c++) out[i * C + c] = planes[c * pixels + i];
+  } else {
+    for (int64_t i = 0; i < pixels; i++)
+      for (int64_t c = 0; c < C; c++)
+        out[i * C + c] = widen(images[i / g.q * g.stride_h + c * g.stride_c + i % g.q * g.stride_w]);
+  }
 }
 
 // The type that predictions of type P are computed in.
@@ -114,9 +155,9 @@ void for_patches(const PatchRows& rows, const P* pred, const I* images, const Pa
   const int64_t L = g.rows * g.columns, n = g.p * g.q * g.channels;
   const int64_t useful = 1 + g.batch * L * n / kValuesPerThread;
   parallel_for(g.batch * L, static_cast<int>(threads < useful ? threads : useful), [&](int64_t begin, int64_t end) {
-    T* x = static_cast<T*>(malloc(n * sizeof(T)));
+    T *const x = static_cast<T*>(malloc(2 * n * sizeof(T))), *const planes = x + n;
     for (int64_t t = begin; t < end; t++) {
-      if (mask[t] != 0) load_patch(images, g, t, x);
+      if (mask[t] != 0) load_patch(images, g, t, planes, x);
       f(t, pred + t / L * rows.stride_b + t % L * rows.stride_l, x);
     }
     free(x);
@@ -150,6 +191,7 @@ void backward_typed(const PatchRows& rows, const P* pred, const I* images, const
   const T *mask = static_cast<const T*>(masks), *weight = static_cast<const T*>(weights);
   const T *mean = static_cast<const T*>(means), *rstd = static_cast<const T*>(rstds);
   P* gradient = static_cast<P*>(gradients);
+  prefer_huge_pages(gradient, g.batch * g.rows * g.columns * n * static_cast<int64_t>(sizeof(P)));
   for_patches(rows, pred, images, g, mask, threads, [=](int64_t t, const P* row, const T* x) {
     if (mask[t] == 0)
       memset(gradient + t * n, 0, n * sizeof(P));
