@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 # The interpreter and the ahead-of-time compiler of Triton cannot share a process with each other.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests --ignore=tests/aot
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels -m interpreter
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/python -m pytest -q tests/aot
 
 lint: $(VENV)/installed

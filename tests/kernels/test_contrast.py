@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from cases import LAYOUTS, assert_accurate, device_of, error, poisoned_allocations, serves, usable_backends
 from torch import Tensor
 
 from hsv_kernels import nt_xent, similarity_logsumexp
 from hsv_kernels.backends import interpreting
+from tests.kernels.cases import (
+    LAYOUTS,
+    assert_accurate,
+    device_of,
+    error,
+    poisoned_allocations,
+    serves,
+    usable_backends,
+)
 
 BACKENDS = usable_backends("contrast")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

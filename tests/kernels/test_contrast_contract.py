@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import device_of, peak_memory, serves, usable_backends
 from torch import Tensor
 
 import hsv_kernels
 from hsv_kernels import NTXentLoss, nt_xent, similarity_logsumexp
 from hsv_kernels.backends import interpreting
+from tests.kernels.cases import device_of, peak_memory, serves, usable_backends
 
 BACKENDS = usable_backends("contrast")
 OPERATORS = [name for name in BACKENDS if name != "reference"]

@@ -1,0 +1,196 @@
+"""What the contrast functions refuse, which backend serves them, and the forms that the reference alone serves."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hsv_kernels import BackendError, NTXentLoss, backends, nt_xent, similarity_logsumexp, use_backend
+from hsv_kernels.backends import _warn_once, why_not
+from tests.kernels.cases import usable_backends
+
+COMPILED = usable_backends("contrast", reference=False)
+Z = torch.ones(4, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"z0": [1.0]}, "z0 must be a tensor; got list"),
+        ({"z0": torch.ones(4, 3, dtype=torch.int64)}, "z0 must be float32, .* got torch.int64"),
+        ({"z0": torch.ones(4, 3, dtype=torch.complex64)}, "z0 must be float32, .* got torch.complex64"),
+        ({"z0": torch.ones(4)}, r"z0 must be \[N, D\] .* got \[4\]"),
+        ({"z0": torch.ones(2, 4, 3)}, r"z0 must be \[N, D\] .* got \[2, 4, 3\]"),
+        ({"z0": torch.ones(0, 3), "z1": torch.ones(0, 3)}, r"without an empty dimension; got \[0, 3\]"),
+        ({"z0": torch.ones(4, 0), "z1": torch.ones(4, 0)}, r"without an empty dimension; got \[4, 0\]"),
+        ({"z1": torch.ones(5, 3)}, r"z1 must have the shape of z0, \[4, 3\]; got \[5, 3\]"),
+        ({"z1": None}, "z1 must be a tensor; got NoneType"),
+        ({"z1": torch.ones(4, 3, dtype=torch.float64)}, "one dtype; got torch.float64 and torch.float32"),
+        ({"z1": torch.ones(4, 3, device="meta")}, "one device; got meta and cpu"),
+        ({"temperature": 0.0}, "temperature must be positive and finite; got 0.0"),
+        ({"temperature": -0.1}, "temperature must be positive and finite; got -0.1"),
+        ({"temperature": float("inf")}, "temperature must be positive and finite; got inf"),
+        ({"temperature": float("nan")}, "temperature must be positive and finite; got nan"),
+        ({"temperature": "0.1"}, "temperature must be a number or a 0-dim tensor; got '0.1'"),
+        ({"temperature": True}, "temperature must be a number or a 0-dim tensor; got True"),
+        ({"temperature": torch.ones(1)}, r"temperature must be a number or a 0-dim tensor; got .* shape \[1\]"),
+        ({"temperature": torch.tensor(1)}, "temperature must be float32, .* got torch.int64"),
+        ({"temperature": torch.tensor(0.1, device="meta")}, "temperature and the embeddings must be on one device"),
+        ({"reduction": "average"}, "reduction must be one of mean, sum, none; got 'average'"),
+        ({"backend": "gpu"}, "backend must be one of auto, reference, cpu, triton, cuda; got 'gpu'"),
+    ],
+)
+def test_nt_xent_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nt_xent(**{"z0": Z, "z1": Z, "temperature": 0.1, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"q": torch.ones(4, 3, dtype=torch.int32)}, "q must be float32, .* got torch.int32"),
+        ({"q": torch.ones(3)}, r"q must be \[n, D\] .* got \[3\]"),
+        ({"q": torch.ones(0, 3)}, r"q must be \[n, D\] .* got \[0, 3\]"),
+        ({"k": torch.ones(5, 2)}, "k must have the 3 dimensions of q; got 2"),
+        ({"k": torch.ones(5, 3, dtype=torch.float64)}, "k and q must have one dtype"),
+        ({"k": torch.ones(0, 3)}, r"k must be \[m, D\] .* got \[0, 3\]"),
+        ({"scale": float("nan")}, "scale must be finite; got nan"),
+        ({"scale": None}, "scale must be a number or a 0-dim tensor; got None"),
+        ({"scale": torch.ones(2)}, r"scale must be a number or a 0-dim tensor; got .* shape \[2\]"),
+        ({"self_offset": 1.0, "exclude_self": True}, "self_offset must be an integer; got 1.0"),
+        ({"self_offset": 1}, "self_offset needs exclude_self=True"),
+        (
+            {"positive": torch.zeros(3, dtype=torch.int64)},
+            r"positive must be int64 \[n\] or rows .* got \[3\]",
+        ),
+        ({"positive": torch.zeros(4, dtype=torch.int32)}, "positive must be float32, .* got torch.int32"),
+        ({"positive": torch.zeros(4, 2)}, r"positive must be int64 \[n\] or rows \[n, D\] .* got \[4, 2\]"),
+        ({"q_labels": torch.zeros(4, dtype=torch.int64)}, "q_labels and k_labels go together"),
+        (
+            {"q_labels": torch.zeros(4), "k_labels": torch.zeros(4)},
+            r"q_labels must be integers \[4\]; got torch.fl",
+        ),
+    ],
+)
+def test_similarity_logsumexp_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        similarity_logsumexp(**{"q": Z, "scale": 1.0, **arguments})
+
+
+def test_a_named_backend_that_is_absent_raises() -> None:
+    with pytest.raises(BackendError, match="contrast has no cuda backend"):
+        nt_xent(Z, Z, backend="cuda")
+    if reason := why_not("contrast", "triton", Z.device, Z.dtype):
+        with pytest.raises(BackendError, match="'triton' cannot serve contrast"):
+            nt_xent(Z, Z, backend="triton")
+        assert "triton" in reason
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_auto_takes_the_kernels(backend: str) -> None:
+    if backend == "cpu":
+        z = torch.randn(4, 3, requires_grad=True)
+        assert "Differentiable" in nt_xent(z, z, reduction="none").grad_fn.name()
+        with use_backend("reference"):
+            assert "Reference" in nt_xent(z, z, reduction="none").grad_fn.name()
+            assert "Differentiable" in nt_xent(z, z, reduction="none", backend="auto").grad_fn.name()
+        assert "Differentiable" in nt_xent(z, z, reduction="none").grad_fn.name()
+    assert "absent" not in backends()["contrast"][backend]
+
+
+def test_use_backend_nests_and_ends_with_an_error() -> None:
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    with use_backend("reference"), use_backend("cuda"), pytest.raises(BackendError):
+        nt_xent(Z, Z)
+    nt_xent(Z, Z)
+    with pytest.raises(ValueError, match="backend must be one of"), use_backend("fast"):
+        pass
+
+
+@pytest.mark.parametrize("temperature", [0.2, torch.nn.Parameter(torch.tensor(0.2)), torch.tensor(0.2)])
+def test_module(temperature: float | Tensor) -> None:
+    z0, z1 = torch.randn(2, 5, 4)
+    module = NTXentLoss(temperature, reduction="sum")
+    torch.testing.assert_close(module(z0, z1), nt_xent(z0, z1, temperature, reduction="sum"))
+    assert [name for name, _ in module.named_parameters()] == (
+        ["temperature"] if isinstance(temperature, torch.nn.Parameter) else []
+    )
+    assert "temperature=" in repr(module)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "keys": {"k": torch.randn(7, 3)},
+    "offset": {"k": torch.randn(7, 3), "exclude_self": True, "self_offset": 2},
+    "positive column": {"positive": torch.tensor([1, 0, 3, 2]), "exclude_self": True},
+    "positive rows": {"k": torch.randn(7, 3), "positive": torch.randn(4, 3)},
+    "labels": {"q_labels": torch.tensor([0, 1, 0, 1]), "k_labels": torch.tensor([0, 1, 0, 1])},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_are_served_by_the_reference(form: str) -> None:
+    q = torch.randn(4, 3)
+    for name in COMPILED:
+        with pytest.raises(BackendError, match="has the reference alone"):
+            similarity_logsumexp(q, scale=1.0, backend=name, **FORMS[form])
+    _warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, second = (similarity_logsumexp(q, scale=1.0, **FORMS[form]) for _ in range(2))
+    assert len(caught) == 1 and "runs its reference operation" in str(caught[0].message)
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_against_loops(form: str) -> None:
+    q, scale, options = torch.randn(4, 3, dtype=torch.float64), -1.7, dict(FORMS[form])
+    for name in ("k", "positive"):
+        if name in options and options[name].is_floating_point():
+            options[name] = options[name].double()
+    k, positive = options.get("k", q), options.get("positive")
+    found = similarity_logsumexp(q, scale=scale, backend="reference", **options)
+    for i in range(4):
+        kept = [
+            j
+            for j in range(k.shape[0])
+            if not (options.get("exclude_self") and j == i + options.get("self_offset", 0))
+            and not ("q_labels" in options and options["q_labels"][i] == options["k_labels"][j])
+            and not (positive is not None and positive.dim() == 1 and positive[i] == j)
+        ]
+        lse = torch.logsumexp(scale * k[kept] @ q[i], 0)
+        if positive is None:
+            torch.testing.assert_close(found[i], lse)
+        else:
+            logit = scale * q[i] @ (k[positive[i]] if positive.dim() == 1 else positive[i])
+            torch.testing.assert_close((found[0][i], found[1][i]), (lse - logit, logit))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_have_gradients(form: str) -> None:
+    options = {
+        name: value.double().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in FORMS[form].items()
+    }
+    tensors = [name for name, value in options.items() if isinstance(value, Tensor) and value.requires_grad]
+    q, scale = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.tensor(0.7, dtype=torch.float64)
+
+    def run(q: Tensor, scale: Tensor, *values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return similarity_logsumexp(
+            q, scale=scale, backend="reference", **options | dict(zip(tensors, values, strict=True))
+        )
+
+    assert torch.autograd.gradcheck(run, (q, scale.requires_grad_(), *(options[name] for name in tensors)))
+
+
+def test_a_row_without_candidates() -> None:
+    """Every column has the label of row 0: its sum is empty, and its gradient zero."""
+    q = torch.randn(3, 4, requires_grad=True)
+    k = torch.randn(2, 4, requires_grad=True)
+    labels = {"q_labels": torch.tensor([5, 6, 6]), "k_labels": torch.tensor([5, 5])}
+    lse = similarity_logsumexp(q, k, scale=2.0, backend="reference", **labels)
+    assert lse[0] == -torch.inf and lse[1:].isfinite().all()
+    dq, dk = torch.autograd.grad(lse.sum(), (q, k))
+    assert not dq[0].any() and dq[1:].all() and dk.isfinite().all()
