@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -89,24 +89,25 @@ def pixel_features(
     source: Source,
     *,
     image_size: int | tuple[int, int],
-    channels: int = 3,
+    mean: Sequence[float],
+    std: Sequence[float],
     max_side: int = 32,
     batch_size: int = 256,
     workers: int = 0,
 ) -> Features:
-    """Raw pixels in [0, 1] as features [n, C·H·W], the floor that any encoder should beat.
+    """Normalised pixels as features [n, C·H·W], the floor that any encoder should beat.
 
     Args:
         source: where the images come from.
         image_size: that of the encoder to compare with, in pixels.
-        channels: 1 or 3.
+        mean, std: of each channel, in [0, 1]; their number is that of the channels, 1 or 3.
         max_side: larger images are scaled down to this many pixels on the longer side, with antialiasing.
         batch_size: images at a time.
         workers: processes that decode images.
     """
 
     def features(images: Tensor) -> Tensor:
-        images = images.float() / 255
+        images = normalise(images, mean, std)
         height, width = images.shape[-2:]
         scale = min(1.0, max_side / max(height, width))
         if scale < 1:
@@ -114,7 +115,7 @@ def pixel_features(
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return images.flatten(1)
 
-    return _collect(features, source, image_size, channels, batch_size, workers, progress=False)
+    return _collect(features, source, image_size, len(mean), batch_size, workers, progress=False)
 
 
 @torch.no_grad()

@@ -40,12 +40,13 @@ def linear_accuracy(
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(train.device)
     held, kept = order[: len(train) // 10], order[len(train) // 10 :]
     grid = sorted(l2, reverse=True)
-    best = grid[len(grid) // 2]
+    best, start = grid[len(grid) // 2], None
     if len(held):
         probes = _path(train[kept], y[kept], len(classes), grid)
         scores = [(probe.predict(train[held]) == y[held]).sum().item() for probe in probes]
-        best = grid[scores.index(max(scores))]
-    probe = _path(train, y, len(classes), [value for value in grid if value >= best])[-1]
+        chosen = scores.index(max(scores))
+        best, start = grid[chosen], probes[chosen].weight
+    probe = _path(train, y, len(classes), [best], start)[-1]
     return (classes[probe.predict(test)] == test_y).double().mean().item()
 
 
@@ -91,12 +92,12 @@ class _Probe(NamedTuple):
         return (((x - self.mean) / self.std) @ self.weight[:-1] + self.weight[-1]).argmax(1)
 
 
-def _path(x: Tensor, y: Tensor, classes: int, l2: Sequence[float]) -> list[_Probe]:
+def _path(x: Tensor, y: Tensor, classes: int, l2: Sequence[float], start: Tensor | None = None) -> list[_Probe]:
     """One probe for each λ, from the strongest to the weakest, each started from the one before."""
     mean, std = x.mean(0), x.std(0, correction=0)
     std = torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, torch.ones_like(std))
     x = (x - mean) / std
-    weight = torch.zeros(x.shape[1] + 1, classes, device=x.device)
+    weight = torch.zeros(x.shape[1] + 1, classes, device=x.device) if start is None else start
     probes = []
     for value in l2:
         weight = _fit(x, y, weight, value)

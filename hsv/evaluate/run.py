@@ -81,7 +81,7 @@ def evaluate(
         return extract_features(_untrained(encoder, seed), source, **network)
 
     def pixels(source: Source) -> Features:
-        return pixel_features(source, image_size=encoder.image_size, channels=encoder.channels, **extraction)
+        return pixel_features(source, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std, **extraction)
 
     rows: list[tuple[str, str | None, Callable[[Source], Features]]] = [("trained encoder", pool, trained)]
     if baselines:
