@@ -313,7 +313,7 @@ def configurations() -> Iterator[Configuration]:
         shape = {"C": C, "P": P, "Q": Q, "BN": BN}
         yield Configuration(gather_kernel, signature, {**shape, "BK": BK}, 4, 3)
         grad = {"p_grad": pointer, "GRAD_B": "i64", "GRAD_K": "i64", "GRAD_N": "i64", "L": "i32"}
-        del signature["p_in"]
+        signature = {name: kind for name, kind in signature.items() if name != "p_in"}
         search = {"PLANAR": P > 1, "BL": BL, "BK": search_block(BL, 49)}
         yield Configuration(scatter_kernel, {**signature, **grad}, {**shape, **search}, 4, 3)
 
