@@ -138,7 +138,7 @@ def test_low_precision_is_close(backend: str) -> None:
         assert all(error(x, t) <= most for x, t in zip(found, truth, strict=True)), dtype
 
 
-@pytest.mark.parametrize("n, dim", [(1, 4), (2, 1), (37, 19), (70, 257)])
+@pytest.mark.parametrize("n, dim", [(1, 4), (2, 1), (37, 19), (65, 257)])
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("backend, dtype", BACKENDS_AND_DTYPES)
 def test_square_logsumexp_shapes(backend: str, dtype: torch.dtype, exclude_self: bool, n: int, dim: int) -> None:

@@ -353,7 +353,7 @@ def nt_xent_forward(
         losses, lse over the negatives, d = lse − S_pos and inv_norm = 1 / max(‖x‖, 1e-12), each [2N] float32.
     """
     dim = z0.shape[1]
-    tiles = forward_tiles(architecture(z0), z0.dtype, dim)
+    tiles = forward_tiles(architecture_of(z0), z0.dtype, dim)
     z, inv_norm, cosine, scale = normalise(z0, z1, temperature, tiles.width(dim))
     lse, d, losses = logsumexp(z, dim, tiles, scale, cosine, True, fixed_shift)
     return losses, lse, d, inv_norm
@@ -373,7 +373,7 @@ def nt_xent_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · loss_i: dz0 and dz1 (None unless need_z), dtemperature (None unless need_temperature)."""
     dim = z0.shape[1]
-    tiles = backward_tiles(architecture(z0), z0.dtype, dim)
+    tiles = backward_tiles(architecture_of(z0), z0.dtype, dim)
     z, _, _, scale = normalise(z0, z1, temperature, tiles.width(dim))
     rows, unit = weighted_rows(grad, z, dim, tiles, scale, lse, d, True, fixed_shift)
     dz0, dz1, radial = normalise_backward(grad, unit, scale, d, inv_norm, rows, z0, z1, need_z)
@@ -386,7 +386,7 @@ def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool) -> Te
     A row without candidates gives −inf.
     """
     dim = q.shape[1]
-    tiles = forward_tiles(architecture(q), q.dtype, dim)
+    tiles = forward_tiles(architecture_of(q), q.dtype, dim)
     return logsumexp(padded(q, tiles.width(dim)), dim, tiles, scale, None, exclude_self, False)[0]
 
 
@@ -401,7 +401,7 @@ def square_logsumexp_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · lse_i: dq, the sum of both roles of q (None unless need_q), and dscale likewise."""
     dim = q.shape[1]
-    tiles = backward_tiles(architecture(q), q.dtype, dim)
+    tiles = backward_tiles(architecture_of(q), q.dtype, dim)
     z = padded(q, tiles.width(dim))
     rows, unit = weighted_rows(grad, z, dim, tiles, scale, lse, None, exclude_self, False)
     dscale = 0.5 * unit * torch.linalg.vecdot(q.to(rows.dtype), rows).sum() if need_scale else None
@@ -413,7 +413,7 @@ def padded(q: Tensor, width: int) -> Tensor:
     return q.contiguous() if q.shape[1] == width else F.pad(q, (0, width - q.shape[1]))
 
 
-def architecture(tensor: Tensor) -> int:
+def architecture_of(tensor: Tensor) -> int:
     """The compute capability of the tensor's device, 90 for sm_90; 0 under the interpreter."""
     if interpreting():
         return 0
@@ -432,12 +432,12 @@ def split_columns(z: Tensor, dim: int, tiles: Tiles) -> tuple[int, int]:
 
 
 def configurations() -> Iterator[Configuration]:
-    """What the launchers choose, for ahead-of-time compilation."""
+    """What the launchers choose, for ahead-of-time compilation; other architectures take the row of 0."""
     common = {"p_scale": "*fp32", "M": "i32", "D": "i32"}
     forward = {**common, "p_top": "*fp32", "p_sum": "*fp32", "COLUMNS": "i32"}
     backward = {**common, "p_shift": "*fp32", "p_weight": "*fp32", "p_gradient": "*fp32"}
     pairs, square = {"PAIRS": True, "EXCLUDE_SELF": True}, {"PAIRS": False, "EXCLUDE_SELF": False}
-    for architecture in (80, 90, 100):
+    for architecture, row in ((80, 80), (90, 90), (100, 100), (80, 0)):
         for dtype, dim, form, online in (
             (torch.bfloat16, 64, pairs, True),
             (torch.bfloat16, 128, pairs, True),
@@ -447,15 +447,18 @@ def configurations() -> Iterator[Configuration]:
             (torch.float16, 128, pairs, True),
             (torch.float32, 128, pairs, True),
         ):
+            if row == 0 and dtype != torch.bfloat16:
+                continue  # as the row of 80, or as bfloat16
             for kernel, signature, tiles in (
-                (logsumexp_kernel, forward, forward_tiles(architecture, dtype, dim)),
-                (gradient_kernel, backward, backward_tiles(architecture, dtype, dim)),
+                (logsumexp_kernel, forward, forward_tiles(row, dtype, dim)),
+                (gradient_kernel, backward, backward_tiles(row, dtype, dim)),
             ):
                 constexprs = {**form, "ONLINE": online, "PRECISION": "tf32x3", **tiles.options(dim)}
                 yield _configuration(
                     kernel, {"p_z": f"*{triton_type(dtype)}", **signature}, constexprs, architecture, matrix=True
                 )
-        yield from _rowwise_configurations(architecture)
+        if row:
+            yield from _rowwise_configurations(architecture)
 
 
 def _rowwise_configurations(architecture: int) -> Iterator[Configuration]:
