@@ -15,11 +15,14 @@ namespace py = pybind11;
 
 namespace {
 
-void* pointer(uintptr_t address) {
-  return reinterpret_cast<void*>(address);
+using Address = uintptr_t;  // of a tensor's first element
+
+template <class T = void>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
 }
 
-void bind_contrast(py::module_& m) {
+void define_contrast(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   using View = std::tuple<uintptr_t, int64_t, int64_t>;  // address, row stride, column stride
   py::class_<hsv::ContrastProblem>(m, "ContrastProblem")
@@ -67,12 +70,6 @@ void bind_contrast(py::module_& m) {
       Release());
 }
 
-}  // namespace
-
-namespace {
-
-using Address = uintptr_t;  // of a tensor's first element
-
 // Strides and shapes as Python hands them over, in elements.
 using Four = std::array<int64_t, 4>;
 
@@ -86,10 +83,10 @@ void define_reconstruction(py::module_& m) {
       [](Address pred, int pred_type, std::array<int64_t, 2> pred_strides, Address images, int images_type,
          const Four& shape, const Four& strides, int64_t p, int64_t q, Address mask, bool norm_pix, Address losses,
          Address mean, Address rstd, int threads) {
-        hsv::active_kernels().reconstruction.forward({(const void*)pred, pred_type, pred_strides[0], pred_strides[1]},
-                                                     (const void*)images, images_type, patch_grid(shape, strides, p, q),
-                                                     (const void*)mask, norm_pix, (void*)losses, (void*)mean,
-                                                     (void*)rstd, threads);
+        hsv::active_kernels().reconstruction.forward({pointer(pred), pred_type, pred_strides[0], pred_strides[1]},
+                                                     pointer(images), images_type, patch_grid(shape, strides, p, q),
+                                                     pointer(mask), norm_pix, pointer(losses), pointer(mean),
+                                                     pointer(rstd), threads);
       },
       py::call_guard<py::gil_scoped_release>());
   m.def(
@@ -97,17 +94,12 @@ void define_reconstruction(py::module_& m) {
       [](Address pred, int pred_type, std::array<int64_t, 2> pred_strides, Address images, int images_type,
          const Four& shape, const Four& strides, int64_t p, int64_t q, Address mask, Address weights, Address mean,
          Address rstd, Address gradient, int threads) {
-        hsv::active_kernels().reconstruction.backward(
-            {(const void*)pred, pred_type, pred_strides[0], pred_strides[1]}, (const void*)images, images_type,
-            patch_grid(shape, strides, p, q), (const void*)mask, (const void*)weights, (const void*)mean,
-            (const void*)rstd, (void*)gradient, threads);
+        hsv::active_kernels().reconstruction.backward({pointer(pred), pred_type, pred_strides[0], pred_strides[1]},
+                                                      pointer(images), images_type, patch_grid(shape, strides, p, q),
+                                                      pointer(mask), pointer(weights), pointer(mean), pointer(rstd),
+                                                      pointer(gradient), threads);
       },
       py::call_guard<py::gil_scoped_release>());
-}
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
 }
 
 using Strides = std::array<int64_t, 7>;
@@ -195,7 +187,7 @@ void define_cuda_masking(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled operations of hsv_kernels over plain pointers";
   m.def("cpu_isa", [] { return hsv::active_kernels().isa; }, "Instruction set of the CPU kernels in use");
-  bind_contrast(m);
+  define_contrast(m);
 #ifdef HSV_HAS_CUDA
   m.attr("has_cuda") = true;
   define_cuda_masking(m);
