@@ -1,4 +1,4 @@
-"""A training step of hsv, ViT-Tiny/16 at 224 px and the small-32 preset, with fused operations and with their references.
+"""A training step of ViT-Tiny/16 at 224 px and of the small-32 preset: fused operations against their references.
 
     pytest bench/bench_step.py                     # HSV_BENCH_THREADS=2 by default
 
