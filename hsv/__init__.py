@@ -20,4 +20,12 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import hsv` costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'hsv' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(missing_dependency(error), name=error.name) from error
+
+
+def missing_dependency(error: ModuleNotFoundError) -> str:
+    """The sentence that names a package that is absent and says how to install it."""
+    return f"the trainer needs {error.name}, which is not installed; pip install '.[train]' in hsv's sources brings it"
