@@ -5,7 +5,7 @@ from .colour import normalise, photometric
 from .decode import UndecodableImage
 from .loader import Batch, ViewLoader, default_workers, plain_batches
 from .moments import statistics
-from .sources import ArraySource, FolderSource, Source, digits, open_source
+from .sources import ArraySource, FolderSource, MissingSplit, Source, digits, open_source
 from .views import DIGITS, MAE, SIMCLR_32, SIMCLR_224, ViewSpec
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ArraySource",
     "Batch",
     "FolderSource",
+    "MissingSplit",
     "Source",
     "UndecodableImage",
     "ViewLoader",

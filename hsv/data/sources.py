@@ -13,10 +13,14 @@ from PIL import Image
 
 from .decode import UndecodableImage, decode, is_image_name, printable, reason_of
 
-__all__ = ["ArraySource", "FolderSource", "Source", "digits", "open_source"]
+__all__ = ["ArraySource", "FolderSource", "MissingSplit", "Source", "digits", "open_source"]
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 DIGITS_TRAIN = 1437
+
+
+class MissingSplit(ValueError):
+    """The data has no part of that name."""
 
 
 class Source(ABC):
@@ -176,7 +180,8 @@ def open_source(data: str | Path, *, split: str = "train", limit: int | None = N
         limit: at most this many images: the first ones of shards and digits, evenly spread ones of a folder.
 
     Raises:
-        ValueError: nothing there, no such split, or a limit below 1.
+        MissingSplit: a ValueError: the data is there, and has no such split.
+        ValueError: nothing there, damaged shards, or a limit below 1.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {sorted(SPLITS)}, got {split!r}")
@@ -208,9 +213,9 @@ def open_folder(root: Path, split: str, limit: int | None) -> Source:
     if parts["train"] is None:
         if split == "train":
             return FolderSource(root, limit)
-        raise ValueError(f"split 'test' needs train and test (or val) sub-folders, got {str(root)!r}")
+        raise MissingSplit(f"split 'test' needs train and test (or val) sub-folders, got {str(root)!r}")
     if parts[split] is None:
-        raise ValueError(f"{str(root)!r} has no sub-folder {' or '.join(SPLITS[split])}")
+        raise MissingSplit(f"{str(root)!r} has no sub-folder {' or '.join(SPLITS[split])}")
     shards = find_shards(parts[split])
     if shards:
         from .shards import ShardSource
@@ -242,5 +247,5 @@ def shards_of_split(shards: list[str], split: str, data: str | Path) -> list[str
     if split == "train" and not any(by_split.values()):
         chosen = shards
     if not chosen:
-        raise ValueError(f"no shard named {split}-* in {str(data)!r} (there: {Path(shards[0]).name}, …)")
+        raise MissingSplit(f"no shard named {split}-* in {str(data)!r} (there: {Path(shards[0]).name}, …)")
     return chosen

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hsv.data import FolderSource, Source, default_workers, open_source
+from hsv.data import FolderSource, MissingSplit, Source, default_workers, open_source
 from hsv.data.sources import find_shards
 from hsv.evaluate.features import Features, extract_features, pixel_features
 from hsv.evaluate.knn import knn_accuracy
@@ -218,7 +218,7 @@ def _open_test(data: str | Path, limit: int | None) -> Source | None:
         raise ValueError(f"test_limit: got {limit}; allowed: whole numbers from 1")
     try:
         test = open_source(data, split="test", limit=limit)
-    except ValueError:
+    except MissingSplit:
         return None
     return _labelled(test, data)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import hsv
 from hsv.checkpoint import find_checkpoint
 from hsv.config import Config
-from hsv.data import Source, normalise, open_source, plain_batches
+from hsv.data import MissingSplit, Source, normalise, open_source, plain_batches
 from hsv.evaluate.features import extract_features
 from hsv.evaluate.knn import nearest_neighbours
 from hsv.evaluate.subset import Subset
@@ -121,7 +121,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _test_part(config: Config) -> Source | None:
     try:
         return open_source(config.data, split="test", limit=BANK)
-    except ValueError:
+    except MissingSplit:
         return None
 
 

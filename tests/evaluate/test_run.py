@@ -8,7 +8,7 @@ from hsv import load_encoder
 from hsv.cli import main
 from hsv.data import digits
 from hsv.evaluate import embed, evaluate, extract_features, format_table, knn_accuracy
-from hsv.evaluate.run import _untrained
+from hsv.evaluate.run import _open_test, _untrained
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,15 @@ def test_unlabelled_images_are_refused(run_dir, photos):
         evaluate(run_dir, photos / "dark")
     with pytest.raises(ValueError, match="test_limit: got 0"):
         evaluate(run_dir, "digits", test_limit=0)
+
+
+def test_a_damaged_test_part_is_not_taken_for_none(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}-0.tar").write_bytes(b"no archive" * 100)
+    with pytest.raises(ValueError, match=r"test-0\.tar.* is damaged"):
+        _open_test(tmp_path, None)
+    (tmp_path / "test-0.tar").unlink()
+    assert _open_test(tmp_path, None) is None
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
