@@ -40,7 +40,7 @@ class InputConfig:
     channels: Literal[1, 3] = 3
     """3 (grey replicated, alpha over white) or 1."""
     limit: int | None = None
-    """Use only the first so many training images."""
+    """Use at most so many training images: the first ones of shards and digits, evenly spread ones of a folder."""
     workers: int | None = None
     """Processes that decode and crop; 0 = in the training process; unset = chosen from the number of cores."""
     mean: list[float] | None = None
@@ -102,6 +102,11 @@ class MAEConfig:
     """Number of blocks of the decoder."""
     decoder_heads: int | None = None
     """Attention heads of the decoder; unset = one for every 32 channels."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the decoder."""
+        return max(1, self.decoder_dim // 32) if self.decoder_heads is None else self.decoder_heads
 
 
 @dataclass
@@ -168,8 +173,8 @@ class RunConfig:
 class Config:
     """Pre-training of a vision transformer on images without labels."""
 
-    data: str = "digits"
-    """`digits` (embedded), a folder of images, or a folder or glob of tar shards."""
+    data: str | None = None
+    """What to train on, always needed: `digits` (embedded), a folder of images, or a folder or glob of tar shards."""
     output: str | None = None
     """Folder of the run; unset = runs/DATA-TIME."""
     init: str | None = None
@@ -218,10 +223,25 @@ class Config:
         _positive("run.epochs", self.run.epochs)
         _positive("run.steps", self.run.steps, optional=True)
         _positive("minutes", self.minutes, optional=True)
+        _require(self.run.seed >= 0, "run.seed", self.run.seed, "a whole number >= 0")
         _positive("optimiser.base_lr", self.optimiser.base_lr)
+        _not_negative("optimiser.weight_decay", self.optimiser.weight_decay)
+        _not_negative("optimiser.warmup_epochs", self.optimiser.warmup_epochs)
+        _positive("weighting.lr", self.weighting.lr)
         _positive("optimiser.clip", self.optimiser.clip, optional=True)
+        _require(0 <= self.encoder.drop_path < 1, "encoder.drop_path", self.encoder.drop_path, "a number in [0, 1)")
         _positive("simclr.temperature", self.simclr.temperature)
+        _positive("simclr.hidden_dim", self.simclr.hidden_dim)
+        _positive("simclr.out_dim", self.simclr.out_dim)
         _require(0 <= self.mae.mask_ratio < 1, "mae.mask_ratio", self.mae.mask_ratio, "a number in [0, 1)")
+        _positive("mae.decoder_dim", self.mae.decoder_dim)
+        _positive("mae.decoder_depth", self.mae.decoder_depth)
+        _require(
+            self.mae.heads > 0 and self.mae.decoder_dim % self.mae.heads == 0,
+            "mae.decoder_heads",
+            self.mae.heads,
+            f"a divisor of mae.decoder_dim = {self.mae.decoder_dim}",
+        )
         _require(
             self.run.batch_size % self.run.accumulate == 0,
             "run.accumulate",
@@ -230,6 +250,12 @@ class Config:
         )
         unknown = set(self.weighting.fixed) - set(known)
         _require(not unknown, "weighting.fixed", sorted(unknown), f"names among {', '.join(known)}")
+        _require(
+            self.weighting.kind == "fixed" or not self.weighting.fixed,
+            "weighting.fixed",
+            self.weighting.fixed,
+            "weights with weighting.kind = 'fixed', none with 'uncertainty', which learns them",
+        )
         _require(
             self.minutes is None or self.run.steps is None,
             "minutes and run.steps",
@@ -242,6 +268,7 @@ class Config:
             (self.input.mean, self.input.std),
             "both, or neither",
         )
+        _require(bool(self.data), "data", self.data, "digits, a folder of images, or tar shards")
 
 
 def preset_names() -> list[str]:
@@ -324,6 +351,10 @@ def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
 def _positive(name: str, value: float | None, *, optional: bool = False) -> None:
     allowed = value is None if optional else False
     _require(allowed or (value is not None and value > 0 and math.isfinite(value)), name, value, "a number > 0")
+
+
+def _not_negative(name: str, value: float) -> None:
+    _require(0 <= value < math.inf, name, value, "a number >= 0")
 
 
 def _require(condition: bool, name: str, given: object, allowed: str) -> None:

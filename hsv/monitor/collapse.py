@@ -8,8 +8,8 @@ __all__ = ["effective_rank", "feature_spread"]
 
 
 def _check(z: Tensor) -> Tensor:
-    if z.ndim != 2 or z.shape[0] < 2:
-        raise ValueError(f"z: shape {list(z.shape)} given; features [n, D] with n ≥ 2 are allowed")
+    if z.ndim != 2 or z.shape[0] < 1:
+        raise ValueError(f"z: shape {list(z.shape)} given; features [n, D] with n ≥ 1 are allowed")
     return z.detach().float()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hsv.config import Config
 from hsv.models import Encoder, Encoding
+from hsv.monitor import feature_spread
 from hsv.objectives.mae import MAE
 from hsv.objectives.request import Masked, Request, View
 from hsv.objectives.simclr import SimCLR
@@ -41,13 +42,13 @@ class Hybrid(nn.Module):
         encodings = self.encode(by_view, draw)
         batch, logs, relative = len(images[0]) * world_size(), {}, []
         for name, objective in self.objectives.items():
-            loss, extra = objective(encodings, by_view)
+            loss = objective(encodings, by_view)
             relative.append(loss / (objective.chance(batch) or 1.0))
             logs[f"loss/{name}"] = loss.detach()
-            logs |= extra
         total = self.weighting(torch.stack(relative))
         logs["loss/total"] = total.detach()
         logs |= dict(zip((f"weight/{name}" for name in self.objectives), self.weighting.weights(), strict=True))
+        logs["feature_spread"] = feature_spread(encodings[self.requests[0]].pool(self.encoder.pool))
         return total, logs
 
     def encode(self, images: dict[View, Tensor], draw: int) -> dict[Request, Encoding]:

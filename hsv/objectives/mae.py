@@ -34,19 +34,17 @@ class MAE(nn.Module):
             encoder.num_patches,
             dim=config.decoder_dim,
             depth=config.decoder_depth,
-            heads=config.decoder_heads or max(1, config.decoder_dim // 32),
+            heads=config.heads,
             out_dim=p * q * encoder.channels,
         )
 
-    def forward(
-        self, encodings: dict[Request, Encoding], images: dict[View, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The masked view's encoding to the loss; nothing else is worth logging."""
+    def forward(self, encodings: dict[Request, Encoding], images: dict[View, Tensor]) -> Tensor:
+        """The masked view's encoding to the loss."""
         visible: Masked = encodings[self.requests[0]]
         pred = self.decoder(visible.patches, visible.ids_restore)  # [B, L, p·q·C]
         target = images[self.view]
         loss = masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
-        return rank_mean(loss, len(target)), {}
+        return rank_mean(loss, len(target))
 
     @staticmethod
     def chance(batch: int) -> float:

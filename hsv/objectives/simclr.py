@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from hsv.config import SimCLRConfig
 from hsv.models import Encoder, Encoding, projector
-from hsv.monitor import feature_spread
 from hsv.objectives.request import Request, View
 from hsv_kernels.distributed import nt_xent
 
@@ -30,14 +29,12 @@ class SimCLR(nn.Module):
         self.requests = [Request(View(config.view, slot)) for slot in (0, 1)]
         self.projector = projector(encoder.dim, config.hidden_dim, config.out_dim)
 
-    def forward(
-        self, encodings: dict[Request, Encoding], images: dict[View, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encodings of both views to the loss and what is worth logging."""
+    def forward(self, encodings: dict[Request, Encoding], images: dict[View, Tensor]) -> Tensor:
+        """Encodings of both views to the loss."""
         pooled = [encodings[request].pool(self.config.pool) for request in self.requests]  # 2 × [B, D]
         z = self.projector(torch.cat(pooled))  # [2B, out_dim], batch statistics over both views
         z0, z1 = z.chunk(2)
-        return nt_xent(z0, z1, self.config.temperature), {"feature_spread": feature_spread(pooled[0].detach())}
+        return nt_xent(z0, z1, self.config.temperature)
 
     @staticmethod
     def chance(batch: int) -> float:

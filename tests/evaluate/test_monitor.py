@@ -28,8 +28,13 @@ def test_effective_rank_of_constant_features_is_zero():
 
 
 @pytest.mark.parametrize("measure", [feature_spread, effective_rank])
+def test_one_row_does_not_vary(measure):
+    assert measure(torch.ones(1, 4)).item() == 0
+
+
+@pytest.mark.parametrize("measure", [feature_spread, effective_rank])
 def test_measures_refuse_other_shapes(measure):
-    for shape in [(4,), (1, 4), (2, 3, 4)]:
+    for shape in [(4,), (0, 4), (2, 3, 4)]:
         with pytest.raises(ValueError, match="z: shape"):
             measure(torch.zeros(shape))
 
