@@ -65,9 +65,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    """Load weights and optimiser, strictly, and return the step to go on with."""
+    """Load weights and moments, strictly, and return the step to go on with.
+
+    Learning rate, decay and betas stay those of `optimiser`, so that a run can go on under other settings.
+    """
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
     return state["step"]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -29,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"hsv {command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (FloatingPointError, RuntimeError) as error:
         if os.environ.get("HSV_DEBUG"):
             raise
@@ -152,19 +156,21 @@ def _pretrain_parser(defaults: list[str]) -> ArgumentParser:
 def _encoder_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=str, help="folder of a run, a checkpoint, or an encoder.safetensors")
     parser.add_argument(
-        "--pool", choices=["mean", "cls"], help="mean of the patch tokens, or class token; unset = the encoder's own"
+        "--pool",
+        type=Literal["mean", "cls"] | None,
+        help="mean of the patch tokens, or class token; unset = the encoder's own",
     )
     parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
     parser.add_argument("--workers", type=int | None, help="processes that decode; unset = chosen from the cores")
-    parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to compute")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to compute")
 
 
 def _evaluate_parser() -> ArgumentParser:
     parser = ArgumentParser(description="k-NN and linear probes on frozen features; the test part is read once.")
     _encoder_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="labelled images: digits, class folders, or tar shards")
-    parser.add_argument("--limit", type=int | None, help="use only the first so many training images")
-    parser.add_argument("--test_limit", type=int | None, help="use only the first so many test images")
+    parser.add_argument("--limit", type=int | None, help="use at most so many training images")
+    parser.add_argument("--test_limit", type=int | None, help="use at most so many test images")
     parser.add_argument("--k", type=int, default=20, help="neighbours that vote")
     parser.add_argument("--per_class", type=int, default=10, help="labels a class of the few-label probe")
     parser.add_argument("--draws", type=int, default=10, help="how often these labels are drawn")

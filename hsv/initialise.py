@@ -7,11 +7,12 @@ from pathlib import Path
 from timm.models import load_state_dict
 from torch import Tensor
 
-from hsv.checkpoint import find_checkpoint
 from hsv.export import load_encoder
 from hsv.models import Encoder
 
 __all__ = ["initialise"]
+
+PREFIX = "encoder.vit."  # of timm's names in a checkpoint of a run
 
 
 def initialise(encoder: Encoder, path: str | Path) -> None:
@@ -40,6 +41,11 @@ def initialise(encoder: Encoder, path: str | Path) -> None:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """timm's names to tensors."""
-    if path.is_dir() or (path.suffix == ".pt" and find_checkpoint(path)):
+    if path.is_dir():
         return dict(load_encoder(path).vit.state_dict())
-    return dict(load_state_dict(str(path)))
+    try:
+        weights = load_state_dict(str(path))
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(f"init: got {str(path)!r}; allowed: a file of weights that timm reads ({error})") from error
+    ours = {key.removeprefix(PREFIX): value for key, value in weights.items() if key.startswith(PREFIX)}
+    return ours or dict(weights)

@@ -72,9 +72,11 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     accelerator = Accelerator(
         cpu=config.run.device == "cpu", mixed_precision="no", gradient_accumulation_steps=config.run.accumulate
     )
+    if config.run.device == "cuda" and accelerator.device.type != "cuda":
+        raise ValueError("run.device: got 'cuda', and torch sees no CUDA device; allowed: 'auto' or 'cpu'")
     state = _claim_run_folder(config, resume)
     if state and config.minutes:
-        config.run.steps, config.minutes = state["config"]["run"]["steps"], None
+        config.run.steps, config.minutes = _measured_steps(state, config.minutes), None
     source = open_source(config.data, split="train", limit=config.input.limit)
     if config.input.mean is None:
         measured = statistics(source, config.input.channels, config.input.image_size, seed=config.run.seed)
@@ -114,6 +116,8 @@ class Trainer:
         """Train from step `start` to the end, or to a signal; leave a checkpoint and the exported encoder."""
         run, main = self.config.run, self.accelerator.is_main_process
         step, metrics, failures = start, {}, {}
+        if start > self.steps:
+            raise ValueError(f"run.steps: got {self.steps}; allowed: at least {start}, which are done already")
         if main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.run_dir / "config.yaml")
@@ -284,7 +288,7 @@ class Trainer:
             for number, batches in enumerate(every_batch):
                 if number == REHEARSAL_WARMUP:
                     clock = time.perf_counter()
-                self.step(0, batches)
+                self.step(0, batches)["loss/total"].item()  # waits for the device
                 if number >= REHEARSAL_WARMUP:
                     measured, seconds = measured + 1, time.perf_counter() - clock
                 if broadcast_object_list([measured >= 4 and seconds > 1.8 * minutes])[0]:
@@ -309,6 +313,14 @@ def _claim_run_folder(config: Config, resume: bool) -> dict | None:
     if find_checkpoint(config.output):
         raise ValueError(f"output: got {config.output!r}, which holds a run; allowed: another folder, or to resume it")
     return None
+
+
+def _measured_steps(state: dict, minutes: float) -> int:
+    """Steps that the minutes of the run to resume became when it began."""
+    steps = state["config"]["run"]["steps"]
+    if steps is None:
+        raise ValueError(f"minutes: got {minutes}; allowed: None, for the run to resume has its length in epochs")
+    return steps
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,5 +1,6 @@
 """The command line and the configuration that it shares with files and checkpoints."""
 
+import re
 import subprocess
 import sys
 
@@ -8,9 +9,14 @@ import yaml
 from trainer_cases import tiny_config
 
 import hsv
+from hsv.__main__ import main as entry_point
 from hsv.cli import main
 from hsv.config import Config, load_config, preset_names
 from hsv.data import DIGITS, SIMCLR_32
+
+NEEDS_JSONARGPARSE = (
+    "the trainer needs jsonargparse, which is not installed; pip install '.[train]' in hsv's sources brings it"
+)
 
 
 def test_the_tree_survives_yaml(tmp_path):
@@ -25,7 +31,9 @@ def test_the_tree_survives_yaml(tmp_path):
 def test_presets_are_whole_and_fit_their_data():
     assert preset_names() == ["base-224", "digits", "small-224", "small-32"]
     for name in preset_names():
-        load_config(preset=name).check()
+        config = load_config(preset=name)
+        config.data = config.data or "photos"
+        config.check()
     assert load_config(preset="digits").simclr.view == DIGITS
     small = load_config(preset="small-32")
     assert {**small.to_dict()["simclr"]["view"], "crop_scale": None} == {
@@ -44,9 +52,10 @@ def test_a_file_goes_over_a_preset(tmp_path):
 
 def test_files_mean_what_they_say(tmp_path):
     """YAML 1.1 reads 2e-3 as text, and knows no tuples."""
-    text = "optimiser: {base_lr: 2e-3, clip: 1}\ninput: {image_size: [24, 32], mean: [1e-1, 0, 0.5], std: [1, 1, 1]}\n"
+    text = "data: photos\noptimiser: {base_lr: 2e-3, clip: 1}\n"
+    text += "input: {image_size: [24, 32], mean: [1e-1, 0, 0.5], std: [1, 1, 1]}\n"
     (tmp_path / "mine.yaml").write_text(
-        text + "mae: {own_view: {crop_scale: [0.3, 1]}}\nweighting: {fixed: {mae: 5e-1}}\n"
+        text + "mae: {own_view: {crop_scale: [0.3, 1]}}\nweighting: {kind: fixed, fixed: {mae: 5e-1}}\n"
     )
     config = load_config(tmp_path / "mine.yaml")
     assert (config.optimiser.base_lr, config.optimiser.clip) == (0.002, 1.0)
@@ -75,7 +84,13 @@ def test_files_mean_what_they_say(tmp_path):
         ({"mae": {"mask_ratio": 1.0}}, r"mae\.mask_ratio: got 1\.0"),
         ({"simclr": {"temperature": -0.1}}, r"simclr\.temperature: got -0\.1"),
         ({"weighting": {"fixed": {"dino": 1.0}}}, r"weighting\.fixed: got \['dino'\]"),
+        ({"weighting": {"fixed": {"mae": 1.0}}}, r"weighting\.fixed: got \{'mae': 1\.0\}; allowed: .*kind = 'fixed'"),
         ({"input": {"mean": [0.5]}}, r"input\.mean and input\.std"),
+        ({"mae": {"decoder_dim": 100}}, r"mae\.decoder_heads: got 3; allowed: a divisor of mae\.decoder_dim = 100"),
+        ({"encoder": {"drop_path": 1.0}}, r"encoder\.drop_path: got 1\.0"),
+        ({"optimiser": {"warmup_epochs": -1}}, r"optimiser\.warmup_epochs: got -1\.0"),
+        ({"run": {"seed": -1}}, r"run\.seed: got -1"),
+        ({}, r"data: got None; allowed: digits"),
     ],
 )
 def test_settings_that_cannot_work(values, message):
@@ -126,6 +141,16 @@ def test_help_explains_units_and_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", "--run.batchsize", "3"])
     assert stop.value.code == 2
+
+
+def test_without_the_trainers_dependencies_one_sentence_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    monkeypatch.delitem(sys.modules, "hsv.cli")
+    assert entry_point() == 1
+    assert capsys.readouterr().err == f"hsv: {NEEDS_JSONARGPARSE}\n"
+    monkeypatch.setitem(hsv._HOMES, "pretrain", "hsv.cli")
+    with pytest.raises(ModuleNotFoundError, match=re.escape(NEEDS_JSONARGPARSE)):
+        _ = hsv.pretrain
 
 
 def test_import_is_light():

@@ -110,6 +110,33 @@ def test_folders_are_claimed_and_resumed_with_care(tmp_path):
         read_checkpoint(tmp_path / "foreign.pt")
 
 
+def test_a_resumed_run_takes_new_settings(tmp_path):
+    config = tiny_config(tmp_path / "run", steps=2)
+    hsv.pretrain(config)
+    config.run.steps, config.optimiser.base_lr, config.optimiser.weight_decay = 3, 1e-6, 0.5
+    last = hsv.pretrain(config, resume=True).metrics["learning_rate"]
+    assert 0 < last <= 1e-6
+    groups = read_checkpoint(tmp_path / "run")["optimiser"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0, 0]
+    config.run.steps = 1
+    with pytest.raises(ValueError, match=r"run\.steps: got 1; allowed: at least 3"):
+        hsv.pretrain(config, resume=True)
+
+
+def test_the_length_of_a_run_in_epochs_is_not_measured_again(tmp_path):
+    config = tiny_config(tmp_path / "run", steps=None, epochs=0.5)
+    hsv.pretrain(config)
+    config.minutes = 1.0
+    with pytest.raises(ValueError, match=r"minutes: got 1\.0"):
+        hsv.pretrain(config, resume=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_absent_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"run\.device: got 'cuda'"):
+        hsv.pretrain(tiny_config(tmp_path / "run", device="cuda"))
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     config = tiny_config(tmp_path / "run", steps=6, checkpoint_every=2, log_every=5)
     original = Trainer.images
@@ -180,7 +207,9 @@ def test_broken_files_are_left_out_and_named(tmp_path):
 def test_starting_weights(tmp_path):
     hsv.pretrain(tiny_config(tmp_path / "first", steps=2))
     trained = hsv.load_encoder(tmp_path / "first")
-    for number, init in enumerate((tmp_path / "first", *(tmp_path / "first").glob("*.safetensors"))):
+    torch.save(trained.vit.state_dict(), tmp_path / "plain.pt")
+    forms = (tmp_path / "first", find_checkpoint(tmp_path / "first"), tmp_path / "first" / "encoder.safetensors")
+    for number, init in enumerate((*forms, tmp_path / "plain.pt")):
         config = tiny_config(tmp_path / f"second{number}", steps=1)
         config.init, config.optimiser.base_lr = str(init), 1e-30
         hsv.pretrain(config)
@@ -195,9 +224,11 @@ def test_starting_weights(tmp_path):
     other.init, other.encoder.depth = str(tmp_path / "first"), 1
     with pytest.raises(ValueError, match="init: got"):
         hsv.pretrain(other)
-    other.init = str(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="init: got"):
-        hsv.pretrain(other)
+    (tmp_path / "broken.pt").write_bytes(b"not weights")
+    for absent in ("nowhere", "broken.pt"):
+        other.init = str(tmp_path / absent)
+        with pytest.raises(ValueError, match="init: got"):
+            hsv.pretrain(other)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
