@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from hsv.checkpoint import find_checkpoint
 from hsv.data import FolderSource, MissingSplit, Source, default_workers, open_source
 from hsv.data.sources import find_shards
 from hsv.evaluate.features import Features, extract_features, pixel_features
@@ -64,8 +65,8 @@ def evaluate(
         progress: show bars on stderr.
 
     Returns:
-        data, k, per_class, draws, train_images, test_images, note, failures, and rows: one dict each with name, pool,
-        knn, few_label, few_label_std, linear, as fractions of 1.
+        checkpoint, data, seed, k, per_class, draws, train_images, test_images, note, failures, and rows: one dict each
+        with name, pool, knn, few_label, few_label_std, linear, as fractions of 1.
     """
     encoder = load_encoder(checkpoint)
     pool = pool or encoder.pool
@@ -102,7 +103,9 @@ def evaluate(
             }
         )
     result = {
+        "checkpoint": str(find_checkpoint(checkpoint) or checkpoint),
         "data": str(data),
+        "seed": seed,
         "k": k,
         "per_class": per_class,
         "draws": draws,
