@@ -1,17 +1,15 @@
 """Images in, batches of views out."""
 
-from .channels import to_channels
-from .colour import normalise, photometric
-from .decode import UndecodableImage
-from .loader import Batch, ViewLoader, default_workers, plain_batches
-from .moments import statistics
-from .sources import ArraySource, FolderSource, MissingSplit, Source, digits, open_source
-from .views import DIGITS, MAE, SIMCLR_32, SIMCLR_224, ViewSpec
+from hsv.data.channels import to_channels
+from hsv.data.colour import normalise, photometric
+from hsv.data.decode import UndecodableImage
+from hsv.data.loader import Batch, ViewLoader, default_workers, plain_batches
+from hsv.data.moments import statistics
+from hsv.data.sources import ArraySource, FolderSource, MissingSplit, Source, digits, open_source
+from hsv.data.views import MAE, SIMCLR_224, ViewSpec
 
 __all__ = [
-    "DIGITS",
     "MAE",
-    "SIMCLR_32",
     "SIMCLR_224",
     "ArraySource",
     "Batch",

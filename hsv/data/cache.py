@@ -7,9 +7,9 @@ import mmap
 import numpy as np
 from PIL import Image
 
-from .channels import to_channels
-from .decode import UndecodableImage, reason_of
-from .sources import ArraySource, Source
+from hsv.data.channels import to_channels
+from hsv.data.decode import UndecodableImage, reason_of
+from hsv.data.sources import ArraySource, Source
 
 __all__ = ["ImageReader", "read_image"]
 

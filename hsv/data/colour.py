@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .hashing import uniform
-from .views import ViewSpec
+from hsv.data.hashing import uniform
+from hsv.data.views import ViewSpec
 
 __all__ = ["normalise", "photometric"]
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .cache import CACHE_LIMIT, ImageReader
-from .channels import check_channels
-from .decode import UndecodableImage
-from .hashing import permutation
-from .sources import Source
-from .views import ViewSpec, centre_view, make_views
+from hsv.data.cache import CACHE_LIMIT, ImageReader
+from hsv.data.channels import check_channels
+from hsv.data.decode import UndecodableImage
+from hsv.data.hashing import permutation
+from hsv.data.sources import Source
+from hsv.data.views import ViewSpec, centre_view, make_views
 
 __all__ = ["Batch", "ViewLoader", "default_workers", "plain_batches"]
 
@@ -47,11 +47,6 @@ class Batch:
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, which reaches a GPU without waiting."""
         return replace(self, indices=self.indices.pin_memory(), views=[v.pin_memory() for v in self.views])
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch with its tensors on `device`."""
-        move = [t.to(device, non_blocking=True) for t in (self.indices, *self.views)]
-        return replace(self, indices=move[0], views=move[1:])
 
 
 class ViewLoader:

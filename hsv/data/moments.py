@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cache import read_image
-from .decode import UndecodableImage
-from .hashing import permutation
-from .loader import as_size
-from .sources import Source
-from .views import centre_view
+from hsv.data.cache import read_image
+from hsv.data.decode import UndecodableImage
+from hsv.data.hashing import permutation
+from hsv.data.loader import as_size
+from hsv.data.sources import Source
+from hsv.data.views import centre_view
 
 __all__ = ["statistics"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .decode import UndecodableImage, decode, is_image_name, printable, reason_of
-from .sources import Source
+from hsv.data.decode import UndecodableImage, decode, is_image_name, printable, reason_of
+from hsv.data.sources import Source
 
 __all__ = ["ShardSource", "is_shard_name"]
 

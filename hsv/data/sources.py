@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .decode import UndecodableImage, decode, is_image_name, printable, reason_of
+from hsv.data.decode import UndecodableImage, decode, is_image_name, printable, reason_of
 
 __all__ = ["ArraySource", "FolderSource", "MissingSplit", "Source", "digits", "open_source"]
 
@@ -191,7 +191,7 @@ def open_source(data: str | Path, *, split: str = "train", limit: int | None = N
         return first(digits(split), limit)
     shards = find_shards(data)
     if shards:
-        from .shards import ShardSource
+        from hsv.data.shards import ShardSource
 
         return ShardSource(shards_of_split(shards, split, data), limit=limit)
     return open_folder(Path(data), split, limit)
@@ -218,7 +218,7 @@ def open_folder(root: Path, split: str, limit: int | None) -> Source:
         raise MissingSplit(f"{str(root)!r} has no sub-folder {' or '.join(SPLITS[split])}")
     shards = find_shards(parts[split])
     if shards:
-        from .shards import ShardSource
+        from hsv.data.shards import ShardSource
 
         return ShardSource(shards, limit)
     found = [class_folders(list(image_paths(part))) for part in parts.values() if part is not None]
@@ -228,7 +228,7 @@ def open_folder(root: Path, split: str, limit: int | None) -> Source:
 
 def find_shards(data: str | Path) -> list[str]:
     """Sorted tar files that `data` names: a file, a glob, or those lying directly in a folder."""
-    from .shards import is_shard_name
+    from hsv.data.shards import is_shard_name
 
     path = Path(data)
     if path.is_dir():

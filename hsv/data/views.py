@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image
 
-from .hashing import uniform
+from hsv.data.hashing import uniform
 
-__all__ = ["DIGITS", "MAE", "SIMCLR_32", "SIMCLR_224", "ViewSpec", "centre_view", "make_views"]
+__all__ = ["MAE", "SIMCLR_224", "ViewSpec", "centre_view", "make_views"]
 
 CROP_KEY = 1
 CROP_TRIES = 10
@@ -89,22 +89,8 @@ SIMCLR_224 = ViewSpec(
 )
 """SimCLR's views at 224 pixels (Chen et al. 2020, strength 1)."""
 
-SIMCLR_32 = ViewSpec(
-    crop_scale=(0.08, 1.0),
-    jitter_prob=0.8,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    grayscale=0.2,
-)
-"""SimCLR's views at 32 pixels (strength 0.5, no blur)."""
-
 MAE = ViewSpec()
 """MAE's views: crop and flip (He et al. 2021)."""
-
-DIGITS = ViewSpec(crop_scale=(0.5, 1.0), flip=0.0, shift=1, jitter_prob=1.0, brightness=0.4, contrast=0.4)
-"""Views of 8-pixel digits: nothing that changes which digit it is."""
 
 
 def make_views(

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hsv.data import DIGITS, MAE, ArraySource, UndecodableImage, ViewLoader, digits, plain_batches, statistics
+from hsv.config import load_config
+from hsv.data import MAE, ArraySource, UndecodableImage, ViewLoader, digits, plain_batches, statistics
 from hsv.data.sources import Source
 
+DIGITS = load_config(preset="digits").simclr.view
 REQUESTS = (DIGITS, DIGITS, MAE)
 
 
