@@ -15,7 +15,7 @@ def random_masking(
     team = min(threads(), batch)
     ids_keep = torch.empty(batch, num_keep, dtype=torch.int64)
     ids_restore = torch.empty(batch, num_patches, dtype=torch.int64)
-    mask = torch.empty(batch, num_patches)
+    mask = torch.empty(batch, num_patches, dtype=torch.float32)
     keys = torch.empty(team, 2 * num_patches, dtype=torch.int32)
     compiled_module().masking_random(
         *(seed.item() & WORD64, offset.item() & WORD64, first_index),
