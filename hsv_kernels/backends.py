@@ -88,7 +88,13 @@ def why_not(operation: str, backend: str, device: torch.device, dtype: torch.dty
 
 @functools.cache
 def _warn_once(operation: str, reason: str) -> None:
-    warnings.warn(f"hsv_kernels: {operation} runs its reference operation: {reason}", stacklevel=4)
+    warnings.warn(f"hsv_kernels: {operation} runs its reference operation: {reason}", stacklevel=5)
+
+
+@torch.compiler.assume_constant_result
+def _say_reference(operation: str, reason: str) -> None:
+    """Warns while torch.compile traces, which cannot trace a warning."""
+    _warn_once(operation, reason)
 
 
 def resolve(operation: str, tensor: torch.Tensor, backend: str | None, reference_only: str | None = None) -> str:
@@ -112,7 +118,7 @@ def resolve(operation: str, tensor: torch.Tensor, backend: str | None, reference
         reason = f"no kernels for {tensor.device.type} tensors"
     if reason is None:
         return name
-    _warn_once(operation, reason)
+    _say_reference(operation, reason)
     return "reference"
 
 
