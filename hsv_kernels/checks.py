@@ -1,6 +1,7 @@
 """Input checks shared by the public functions: each error names the argument, what was given and what is allowed."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -36,9 +37,16 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
+def check_integer(name: str, value: object) -> None:
+    """`value` must be an integer; a size that torch.compile traces is one."""
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt):
+        raise ValueError(f"{name} must be an integer; got {value!r}")
+
+
 def check_scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool) -> None:
     """`value` must be a finite number (positive if asked), or a 0-dim floating tensor on the device of `like`.
 
+    A number must keep these properties in the dtype that `like` is computed in, and its inverse must if it is positive.
     A tensor's value is never read here: that would wait for the device.
     """
     if isinstance(value, Tensor):
@@ -51,13 +59,22 @@ def check_scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bo
         raise ValueError(f"{name} must be a number or a 0-dim tensor; got {value!r}")
     if not -math.inf < value < math.inf or (positive and value <= 0):
         raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite; got {value!r}")
+    computed = torch.float64 if like.dtype == torch.float64 else torch.float32
+    least, most = torch.finfo(computed).tiny if positive else -torch.finfo(computed).max, torch.finfo(computed).max
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}], the range of {computed}; got {value!r}")
 
 
 def patch_grid(images: Tensor, patch_size: int | tuple[int, int]) -> tuple[int, int]:
     """Checks `images` [B, C, H, W] against `patch_size`; returns the patch's height and width in pixels."""
     check_floating("images", images)
     check_shape("images", images, "B", "C", "H", "W")
-    p, q = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    sizes = tuple(patch_size) if isinstance(patch_size, tuple | list) else (patch_size, patch_size)
+    if len(sizes) != 2:
+        raise ValueError(f"patch_size must be one number or (p, q); got {patch_size!r}")
+    for size in sizes:
+        check_integer("patch_size", size)
+    p, q = sizes
     if p < 1 or q < 1 or images.shape[2] % p or images.shape[3] % q:
         raise ValueError(
             f"patch_size must divide the image: height {images.shape[2]} and width {images.shape[3]} by {p} and {q}"

@@ -9,6 +9,7 @@ from hsv_kernels.backends import Backend, resolve
 from hsv_kernels.checks import (
     check_choice,
     check_floating,
+    check_integer,
     check_same,
     check_scalar,
     check_shape,
@@ -120,8 +121,7 @@ def similarity_logsumexp(
             raise ValueError(f"k must have the {q.shape[1]} dimensions of q; got {k.shape[1]}")
         check_same("k", k, "q", q)
     check_scalar("scale", scale, q, positive=False)
-    if isinstance(self_offset, bool) or not isinstance(self_offset, int):
-        raise ValueError(f"self_offset must be an integer; got {self_offset!r}")
+    check_integer("self_offset", self_offset)
     if self_offset and not exclude_self:
         raise ValueError(f"self_offset needs exclude_self=True; got self_offset={self_offset} without it")
     _check_positive(positive, q)
@@ -135,6 +135,8 @@ def similarity_logsumexp(
 def _check_positive(positive: Tensor | None, q: Tensor) -> None:
     if positive is None:
         return
+    if not isinstance(positive, Tensor):
+        raise ValueError(f"positive must be an int64 tensor [n] or rows [n, D]; got {type(positive).__name__}")
     if positive.dtype == torch.int64:
         check_shape("positive", positive, "n")
         check_same("positive", positive, "q", q, dtype=False)
@@ -152,8 +154,10 @@ def _check_labels(q_labels: Tensor | None, k_labels: Tensor | None, q: Tensor, k
     for name, labels, rows in (("q_labels", q_labels, q), ("k_labels", k_labels, k)):
         if labels is None:
             continue
-        if labels.is_floating_point() or labels.shape != rows.shape[:1]:
-            raise ValueError(f"{name} must be integers [{rows.shape[0]}]; got {labels.dtype} {list(labels.shape)}")
+        wrong = not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex()
+        if wrong or labels.shape != rows.shape[:1]:
+            given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(f"{name} must be integers [{rows.shape[0]}]; got {given}")
         check_same(name, labels, "q", q, dtype=False)
 
 
@@ -194,12 +198,14 @@ def random_masking(
         ValueError: counts, ratio, seed or offset out of range, both or neither of num_keep and mask_ratio.
     """
     for name, value in (("batch", batch), ("num_patches", num_patches)):
+        check_integer(name, value)
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
     keep = _num_keep(num_patches, num_keep, mask_ratio)
+    check_integer("first_index", first_index)
     if first_index < 0 or first_index + batch > 2**32:
         raise ValueError(f"first_index must be in [0, 2^32 - batch]; got {first_index}")
-    like = torch.empty(0, device=device)
+    like = torch.empty(0, dtype=torch.float32, device=device)
     if seed is None:
         seed = torch.randint(2**63 - 1, (), device=device)
     seed = _counter("seed", seed, 2**63, like.device)
@@ -215,6 +221,7 @@ def _num_keep(num_patches: int, num_keep: int | None, mask_ratio: float | None) 
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in [0, 1); got {mask_ratio!r}")
         return max(1, math.floor(num_patches * (1 - mask_ratio) + 1e-6))
+    check_integer("num_keep", num_keep)
     if not 1 <= num_keep <= num_patches:
         raise ValueError(f"num_keep must be in [1, {num_patches}]; got {num_keep!r}")
     return num_keep
@@ -229,6 +236,7 @@ def _counter(name: str, value: int | Tensor, limit: int, device: torch.device) -
                 f"got {value.dtype} {list(value.shape)} on {value.device}"
             )
         return value
+    check_integer(name, value)
     if not 0 <= value < limit:
         raise ValueError(f"{name} must be in [0, 2^{limit.bit_length() - 1}); got {value!r}")
     return torch.full((), value, dtype=torch.int64, device=device)

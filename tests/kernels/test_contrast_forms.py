@@ -33,6 +33,11 @@ Z = torch.ones(4, 3)
         ({"temperature": -0.1}, "temperature must be positive and finite; got -0.1"),
         ({"temperature": float("inf")}, "temperature must be positive and finite; got inf"),
         ({"temperature": float("nan")}, "temperature must be positive and finite; got nan"),
+        (
+            {"temperature": 1e-50},
+            r"temperature must be in \[1.17.*e-38, 3.4.*e\+38\], the range of torch.float32; got 1e-50",
+        ),
+        ({"temperature": 1e300}, r"temperature must be in .* the range of torch.float32; got 1e\+300"),
         ({"temperature": "0.1"}, "temperature must be a number or a 0-dim tensor; got '0.1'"),
         ({"temperature": True}, "temperature must be a number or a 0-dim tensor; got True"),
         ({"temperature": torch.ones(1)}, r"temperature must be a number or a 0-dim tensor; got .* shape \[1\]"),
@@ -57,6 +62,7 @@ def test_nt_xent_refuses(arguments: dict[str, Any], message: str) -> None:
         ({"k": torch.ones(5, 3, dtype=torch.float64)}, "k and q must have one dtype"),
         ({"k": torch.ones(0, 3)}, r"k must be \[m, D\] .* got \[0, 3\]"),
         ({"scale": float("nan")}, "scale must be finite; got nan"),
+        ({"scale": -1e39}, r"scale must be in \[-3.4.*, the range of torch.float32; got -1e\+39"),
         ({"scale": None}, "scale must be a number or a 0-dim tensor; got None"),
         ({"scale": torch.ones(2)}, r"scale must be a number or a 0-dim tensor; got .* shape \[2\]"),
         ({"self_offset": 1.0, "exclude_self": True}, "self_offset must be an integer; got 1.0"),
@@ -65,6 +71,8 @@ def test_nt_xent_refuses(arguments: dict[str, Any], message: str) -> None:
             {"positive": torch.zeros(3, dtype=torch.int64)},
             r"positive must be int64 \[n\] or rows .* got \[3\]",
         ),
+        ({"positive": [0, 1, 2, 3]}, "positive must be an int64 tensor .* got list"),
+        ({"q_labels": [0, 1, 0, 1], "k_labels": [0, 1, 0, 1]}, r"q_labels must be integers \[4\]; got list"),
         ({"positive": torch.zeros(4, dtype=torch.int32)}, "positive must be float32, .* got torch.int32"),
         ({"positive": torch.zeros(4, 2)}, r"positive must be int64 \[n\] or rows \[n, D\] .* got \[4, 2\]"),
         ({"q_labels": torch.zeros(4, dtype=torch.int64)}, "q_labels and k_labels go together"),
@@ -142,6 +150,16 @@ def test_other_forms_are_served_by_the_reference(form: str) -> None:
         first, second = (similarity_logsumexp(q, scale=1.0, **FORMS[form]) for _ in range(2))
     assert len(caught) == 1 and "runs its reference operation" in str(caught[0].message)
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.filterwarnings("ignore:hsv_kernels")
+def test_other_forms_compile_whole() -> None:
+    """The choice of the reference, and its warning, break no graph."""
+    torch.compiler.reset()
+    _warn_once.cache_clear()
+    q, k = torch.randn(4, 3), FORMS["keys"]["k"]
+    compiled = torch.compile(lambda q: similarity_logsumexp(q, k, scale=1.0), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q), similarity_logsumexp(q, k, scale=1.0, backend="reference"))
 
 
 @pytest.mark.parametrize("form", FORMS)

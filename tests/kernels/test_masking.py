@@ -109,6 +109,19 @@ def test_masks_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_masks_do_not_follow_the_default_dtype(backend: str) -> None:
+    draw = {"num_keep": 2, "seed": 0, "device": device_of(backend), "backend": backend}
+    expected = random_masking(2, 7, **draw)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = random_masking(2, 7, **draw)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[2].dtype == torch.float32
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_first_index_continues_a_batch(backend: str) -> None:
     draw = {"mask_ratio": 0.75, "seed": 11, "offset": 3, "device": device_of(backend), "backend": backend}
     whole = random_masking(6, 50, **draw)
@@ -522,6 +535,12 @@ def test_compiled_cpu_kernels_never_leave_the_tensor() -> None:
         ({"mask_ratio": float("nan")}, "mask_ratio"),
         ({"num_keep": 0}, "num_keep"),
         ({"num_keep": 10}, "num_keep"),
+        ({"batch": 2.0, "num_keep": 3}, "batch must be an integer; got 2.0"),
+        ({"num_patches": "9", "num_keep": 3}, "num_patches must be an integer"),
+        ({"num_keep": 2.5}, "num_keep must be an integer; got 2.5"),
+        ({"num_keep": 3, "seed": 1.5}, "seed must be an integer; got 1.5"),
+        ({"num_keep": 3, "offset": 0.5}, "offset must be an integer; got 0.5"),
+        ({"num_keep": 3, "first_index": 0.5}, "first_index must be an integer; got 0.5"),
         ({"num_keep": 3, "seed": -1}, "seed"),
         ({"num_keep": 3, "seed": 2**63}, "seed"),
         ({"num_keep": 3, "seed": torch.zeros(1, dtype=torch.int64)}, "seed"),
@@ -540,6 +559,8 @@ def test_gathers_name_what_is_wrong() -> None:
     token = torch.zeros(3)
     for call, message in [
         (lambda: gather_patches(images, ids, 3), "patch_size"),
+        (lambda: gather_patches(images, ids, 4.0), "patch_size must be an integer; got 4.0"),
+        (lambda: gather_patches(images, ids, (4, 4, 4)), r"patch_size must be one number or \(p, q\)"),
         (lambda: gather_patches(images.long(), ids, 4), "images"),
         (lambda: gather_patches(images, ids.int(), 4), "ids_keep"),
         (lambda: gather_patches(images, ids.expand(2, 5), 4), "ids_keep"),
