@@ -14,7 +14,7 @@ import jsonargparse
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from hsv import __version__
-from hsv.config import Config, preset_names, preset_path
+from hsv.config import Config, preset_named_in, preset_names, preset_path
 
 __all__ = ["main"]
 
@@ -53,6 +53,7 @@ def pretrain(arguments: Namespace) -> int:
         print(f"{summary.step:,} of {summary.steps:,} steps, {summary.images_per_second:,.0f} images/s")
         print(f"checkpoint  {summary.checkpoint}")
         print(f"encoder     {summary.encoder_call}")
+        print(f"next        hsv evaluate {summary.run_dir} --data LABELLED; hsv report {summary.run_dir}")
         if summary.failures:
             print(f"left out    {len(summary.failures)} broken files, named in {summary.run_dir / 'failures.jsonl'}")
         if summary.stopped_by:
@@ -105,12 +106,18 @@ COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "embed": embed, "report"
 
 
 def _starting_point(arguments: list[str]) -> list[str]:
-    """The configuration files that `--preset` or `--resume` stand for; their values become the defaults."""
+    """The configuration files that a preset or `--resume` stands for; their values become the defaults.
+
+    The preset is that of `--preset`, or the one that a `--config` file names.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
     parser.add_argument("--resume")
+    parser.add_argument("--config", action="append", default=[])
     known, _ = parser.parse_known_args(arguments)
-    files = [str(preset_path(known.preset))] if known.preset else []
+    named = [preset for path in known.config if (preset := preset_named_in(path))]
+    preset = known.preset or (named[-1] if named else None)
+    files = [str(preset_path(preset))] if preset else []
     if known.resume:
         files.append(str(Path(known.resume) / "config.yaml"))
         if not Path(files[-1]).is_file():

@@ -26,6 +26,7 @@ __all__ = [
     "SimCLRConfig",
     "WeightingConfig",
     "load_config",
+    "preset_named_in",
     "preset_names",
     "preset_path",
 ]
@@ -284,12 +285,24 @@ def preset_path(name: str) -> Path:
 
 
 def load_config(path: str | Path | None = None, *, preset: str | None = None) -> Config:
-    """A configuration from a YAML file, a preset, or the file over the preset."""
-    values: dict[str, Any] = {}
-    for source in (preset_path(preset) if preset else None, path):
-        if source is not None:
-            _merge(values, yaml.safe_load(Path(source).read_text()) or {})
+    """A configuration from a YAML file, a preset, or the file over the preset.
+
+    The file may name its preset itself, under the key `preset`; the argument comes before it.
+    """
+    own = _read_yaml(path) if path is not None else {}
+    named = own.pop("preset", None)
+    values = _read_yaml(preset_path(preset or named)) if preset or named else {}
+    _merge(values, own)
     return Config.from_dict(values)
+
+
+def preset_named_in(path: str | Path) -> str | None:
+    """The preset that a YAML file starts from, if it names one."""
+    return _read_yaml(path).get("preset")
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    return yaml.safe_load(Path(path).read_text()) or {}
 
 
 def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:

@@ -44,7 +44,9 @@ def export_encoder(encoder: Encoder, folder: Path) -> str:
     """Write encoder.safetensors and encoder.json to `folder` and return the call that loads them with timm."""
     weights = folder / "encoder.safetensors"
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.vit.state_dict().items()}
-    save_file(state, weights, metadata={"format": "pt"})
+    partial = weights.with_suffix(".partial")
+    save_file(state, partial, metadata={"format": "pt"})
+    partial.replace(weights)
     call = timm_call(encoder, weights)
     description = {
         "name": encoder.name,

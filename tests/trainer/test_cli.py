@@ -39,7 +39,7 @@ def test_presets_are_whole_and_fit_their_data():
     assert digits.simclr.view == same_digit
     view = small.simclr.view
     assert (view.jitter_prob, view.saturation, view.hue, view.grayscale, view.blur) == (0.8, 0.4, 0.1, 0.2, 0.0)
-    assert (small.input.image_size, small.encoder.embed_dim, small.encoder.depth) == (32, 192, 6)
+    assert (small.input.image_size, small.encoder.embed_dim, small.encoder.depth) == (32, 192, 8)
 
 
 def test_a_file_goes_over_a_preset(tmp_path):
@@ -118,6 +118,22 @@ def test_pretrain_resume_and_their_errors(tmp_path, capsys):
     assert "small-32" in capsys.readouterr().err
     assert main(["pretrain", "--data", str(tmp_path / "nowhere"), "--output", str(run)]) == 2
     assert "nowhere" in capsys.readouterr().err and not run.exists()
+
+
+def test_a_file_may_name_its_preset(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: digits\nrun: {batch_size: 32}\n")
+    ran = []
+
+    def remember(config, *, resume):
+        ran.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("hsv.train.pretrain", remember)
+    assert main(["pretrain", "--config", str(file)]) == 2
+    for config in (*ran, load_config(file)):
+        assert (config.data, config.input.image_size, config.run.batch_size) == ("digits", 8, 32)
+    assert load_config(file, preset="small-32").input.image_size == 32
 
 
 def test_presets_and_version(capsys):
