@@ -39,7 +39,7 @@ def test_presets_are_whole_and_fit_their_data():
     assert digits.simclr.view == same_digit
     view = small.simclr.view
     assert (view.jitter_prob, view.saturation, view.hue, view.grayscale, view.blur) == (0.8, 0.4, 0.1, 0.2, 0.0)
-    assert (small.input.image_size, small.encoder.embed_dim, small.encoder.depth) == (32, 192, 8)
+    assert (small.input.image_size, small.encoder.embed_dim, small.encoder.depth) == (32, 192, 6)
 
 
 def test_a_file_goes_over_a_preset(tmp_path):
