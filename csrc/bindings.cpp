@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch.h"
 #ifdef HSV_HAS_CUDA
 #include "cuda/masking.h"
 #endif
@@ -187,6 +187,14 @@ void define_cuda_masking(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled operations of hsv_kernels over plain pointers";
   m.def("cpu_isa", [] { return hsv::active_kernels().isa; }, "Instruction set of the CPU kernels in use");
+  m.def(
+      "cpu_isas",
+      [] {
+        std::vector<const char*> names;
+        for (const hsv::Kernels* kernels : hsv::usable_kernels()) names.push_back(kernels->isa);
+        return names;
+      },
+      "Instruction sets that are built and that this machine can run, the best first");
   define_contrast(m);
 #ifdef HSV_HAS_CUDA
   m.attr("has_cuda") = true;

@@ -52,19 +52,32 @@ def test_install_without_compiled_code_says_so(tmp_path: Path) -> None:
 
 
 @needs_module
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_set_is_forced(isa: str) -> None:
-    result = python("-c", "import hsv_kernels as k; print(k.backends())", HSV_CPU_ISA=isa)
-    assert result.returncode == 0, result.stderr
-    if f"HSV_CPU_ISA={isa} cannot be used" in result.stdout:
-        pytest.skip(f"this machine has no {isa}")
-    assert f"C++, {isa}" in result.stdout
+def test_instruction_set_is_forced() -> None:
+    for isa in compiled_module().cpu_isas():
+        result = python("-c", "import hsv_kernels as k; print(k.backends())", HSV_CPU_ISA=isa)
+        assert result.returncode == 0, result.stderr
+        assert re.search(rf"C\+\+, {isa}$", result.stdout, re.MULTILINE)
+
+
+@needs_module
+def test_instruction_sets_are_those_of_this_machine() -> None:
+    """The best first, and none that /proc/cpuinfo does not list the flags of."""
+    avx2 = {"avx2", "fma", "f16c"}
+    avx512 = avx2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
+    needs = {"avx512bf16": avx512 | {"avx512_bf16"}, "avx512": avx512, "avx2": avx2, "portable": set()}
+    listed = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(listed[1].split()) if listed else set()
+    supported = [isa for isa, needed in needs.items() if needed <= flags]
+    found = compiled_module().cpu_isas()
+    assert found == [isa for isa in supported if isa in found]
+    assert {"avx512", "avx2", "portable"} & set(supported) <= set(found)
 
 
 @needs_module
 def test_unknown_instruction_set_is_named() -> None:
     result = python("-c", "import hsv_kernels as k; print(k.backends())", HSV_CPU_ISA="mmx")
-    assert "HSV_CPU_ISA=mmx cannot be used on this machine; allowed: portable" in result.stdout
+    allowed = ", ".join(compiled_module().cpu_isas())
+    assert f"HSV_CPU_ISA=mmx cannot be used on this machine; allowed: {allowed}\n" in result.stdout
 
 
 @needs_module

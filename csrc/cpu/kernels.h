@@ -1,4 +1,4 @@
-// The CPU kernels as a table of functions: one table per instruction set, one chosen at load.
+// The CPU kernels as a table of functions: one table per instruction set, one chosen at load (dispatch.h).
 #pragma once
 
 #include "cpu/contrast.h"
@@ -23,9 +23,5 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
-
-// The table of the best instruction set of this machine, or of the one named by HSV_CPU_ISA.
-// Throws std::runtime_error if that one is unknown, not built or not supported.
-const Kernels& active_kernels();
 
 }  // namespace hsv

@@ -1,24 +1,34 @@
-"""Selection of the kernel tests: one table of cases, run as it is or under Triton's interpreter.
+"""Selection of the kernel tests: one table of cases, run as it is or by one kind of kernels alone.
 
-TRITON_INTERPRET=1 OMP_NUM_THREADS=1 pytest tests/kernels runs the interpreted kernels and nothing else: tests with a
-parameter `backend` equal to "triton", less those marked large.
+TRITON_INTERPRET=1 OMP_NUM_THREADS=1 pytest tests/kernels runs Triton's interpreted kernels and nothing else: tests with
+a parameter `backend` equal to "triton", less those marked large. HSV_CPU_ISA=<name> pytest tests/kernels runs the
+compiled CPU kernels of that instruction set and nothing else: tests with a parameter `backend` equal to "cpu" and those
+marked compiled.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from hsv_kernels.backends import interpreting
+from hsv_kernels.backends import compiled_module, interpreting
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not interpreting():
+    if interpreting():
+        backend, marked = "triton", lambda item: False
+    elif os.environ.get("HSV_CPU_ISA"):
+        if isinstance(reason := compiled_module(), str):
+            raise pytest.UsageError(reason)
+        backend, marked = "cpu", lambda item: item.get_closest_marker("compiled") is not None
+    else:
         return
     kept, left = [], []
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        runs = parameters.get("backend") == "triton" and item.get_closest_marker("large") is None
+        too_large = interpreting() and item.get_closest_marker("large") is not None
+        runs = (parameters.get("backend") == backend and not too_large) or marked(item)
         (kept if runs else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept

@@ -1,9 +1,7 @@
-"""The compiled contrast kernels themselves: threads, instruction sets, numbers at the edge, memory."""
+"""The compiled contrast kernels themselves: threads, numbers at the edge, memory."""
 
 import math
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -18,6 +16,8 @@ if isinstance(compiled_module(), str):
     pytest.skip(compiled_module(), allow_module_level=True)
 
 from hsv_kernels.ops.contrast import cpu
+
+pytestmark = pytest.mark.compiled
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # N, D: a single pair, less than a panel, a panel, odd, several tiles, parts of unequal size.
@@ -247,16 +247,3 @@ def test_workspace_is_bounded() -> None:
         assert compiled_module().contrast_workspace(problem, False, False) <= rows + 2 * n * 8 + tiles
         gradients = 2 * n * dim * 4
         assert compiled_module().contrast_workspace(problem, True, True) + gradients <= 4 * rows + 2 * n * 12 + tiles
-
-
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
-def test_other_instruction_sets(isa: str) -> None:
-    """This file again, the parts that compute, with the instruction set forced."""
-    if os.environ.get("HSV_CPU_ISA"):
-        pytest.skip("runs in a process that forces none")
-    chosen = "every_shape or temperatures or several_tiles or digits or square or payload or half"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    ran = subprocess.run(command, env={**os.environ, "HSV_CPU_ISA": isa}, capture_output=True, text=True)
-    if "cannot be used on this machine" in ran.stdout:
-        pytest.skip(f"this machine or build has no {isa}")
-    assert ran.returncode == 0, ran.stdout[-4000:]
