@@ -6,17 +6,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 Outputs = Tensor | tuple[Tensor, ...]
 
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def direct(op: CustomOpDef) -> Callable[..., Outputs]:
+    """Returns what callers of the operator `op` use: its function itself where nothing could tell the difference.
+
+    The way through the dispatcher and its layers of Python costs more than a small loss. Whatever looks for operators
+    (torch.compile, modes, tensor subclasses, torch.func) finds the operator.
+    """
+    function = op._init_fn
+
+    def call(*args: Any) -> Outputs:
+        return function(*args) if _unobserved(args) else op(*args)
+
+    return call
+
 
 def differentiable(
-    op: Callable[..., Outputs], setup_context: Callable[..., None], backward: Callable[..., Any]
+    op: CustomOpDef, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Outputs]:
     """Gives the custom operator `op` its gradient and returns the function that callers use.
 
-    The formula is registered with the operator, which is what torch.compile traces, and serves an autograd.Function for
-    eager calls: torch.func.grad wants its static setup_context, and vmap raises there.
+    The formula is registered with the operator, which is what torch.compile traces, and serves two autograd.Functions
+    for eager calls. torch.func.grad wants a static setup_context, and vmap raises there. Plain tensors take the older
+    form, whose apply does not bind a signature at each call, or no Function where no gradient is wanted.
 
     Args:
         op: the operator; takes positional arguments.
@@ -24,28 +42,35 @@ def differentiable(
         backward: (ctx, *gradients) → a gradient or None for each input; calls a `backward_operator`.
     """
     op.register_autograd(backward, setup_context=setup_context)
+    function = op._init_fn
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(*args: Any) -> Outputs:
-            return op(*args)
+    def plain_forward(ctx: Any, *args: Any) -> Outputs:
+        output = function(*args)
+        setup_context(ctx, args, output)
+        return output
 
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
-            setup_context(ctx, inputs, output)
+    def forward(*args: Any) -> Outputs:
+        return op(*args)
 
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-            return backward(ctx, *gradients)
+    Plain = _function(op, forward=plain_forward, backward=backward)
+    Transformable = _function(op, forward=forward, setup_context=setup_context, backward=backward)
 
     def call(*args: Any) -> Outputs:
-        return op(*args) if torch.compiler.is_compiling() else Differentiable.apply(*args)
+        if torch.compiler.is_compiling():
+            return op(*args)
+        if not _unobserved(args):
+            return Transformable.apply(*args)
+        return Plain.apply(*args) if _wants_gradient(args) else function(*args)
 
     return call
 
 
 def backward_operator(op: Callable[..., Outputs], name: str) -> Callable[..., Outputs]:
-    """Wraps the operator that computes a gradient: differentiating through it raises instead of giving a constant."""
+    """Wraps the operator that computes a gradient: differentiating through it raises instead of giving a constant.
+
+    Only where autograd records, which in backward is under create_graph=True: elsewhere nothing can differentiate.
+    """
+    run = direct(op) if isinstance(op, CustomOpDef) else op
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -60,7 +85,11 @@ def backward_operator(op: Callable[..., Outputs], name: str) -> Callable[..., Ou
         def backward(ctx: Any, *gradients: Tensor | None) -> Any:
             raise RuntimeError(f"{name} has no double backward: its gradient cannot be differentiated again")
 
-    return Backward.apply
+    def call(*args: Any) -> Outputs:
+        recorded = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        return Backward.apply(*args) if recorded else run(*args)
+
+    return call
 
 
 def reference_operator(function: Callable[..., Outputs], name: str) -> Callable[..., Outputs]:
@@ -119,3 +148,36 @@ def _without_autocast(args: Iterable[Any]) -> AbstractContextManager:
     """Autocast off on the device of the tensors in `args`."""
     device = next(value.device.type for value in args if isinstance(value, Tensor))
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _function(op: CustomOpDef, **methods: Callable) -> type[torch.autograd.Function]:
+    """An autograd.Function that profiles and `grad_fn` show under the name of `op`."""
+    return type(op._qualname, (torch.autograd.Function,), {name: staticmethod(f) for name, f in methods.items()})
+
+
+def _wants_gradient(args: Iterable[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
+
+
+def _unobserved(args: Iterable[Any]) -> bool:
+    """True if an operator's function does with `args` all that a call through the dispatcher would do.
+
+    That is: no tracing, no torch.func transform, no torch function or dispatch mode, and plain tensors alone.
+    """
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+    )
+    return not watched and all(map(_is_plain, args))
+
+
+def _is_plain(value: Any) -> bool:
+    """False for a tensor whose memory does not hold its values: subclasses, wrappers, negated views, zero tensors."""
+    return not isinstance(value, Tensor) or (
+        type(value) in _PLAIN_TYPES
+        and not value.is_neg()
+        and not value._is_zerotensor()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )

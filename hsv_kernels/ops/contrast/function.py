@@ -134,11 +134,14 @@ def _(
 
 def _save_nt_xent(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     z0, z1, temperature, ctx.fixed_shift, ctx.backend = inputs
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(z0, z1, temperature, *output[1:])
 
 
-def _nt_xent_gradient(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _nt_xent_gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     need_z0, need_z1, need_temperature = ctx.needs_input_grad[:3]
     dz0, dz1, dtemperature = _raising_nt_xent_backward(
         grad, *ctx.saved_tensors, ctx.fixed_shift, need_z0 or need_z1, need_temperature, ctx.backend

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from hsv_kernels.ops.operators import differentiable
+from hsv_kernels.ops.operators import differentiable, direct
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -54,10 +54,13 @@ def _(
     return seed.new_empty(batch, num_keep), seed.new_empty(batch, num_patches), mask
 
 
+_draw_masks = direct(_random_masking)
+
+
 def random_masking(
     batch: int, num_patches: int, num_keep: int, seed: Tensor, offset: Tensor, first_index: int, *, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _random_masking(seed, offset, batch, num_patches, num_keep, first_index, backend)
+    return _draw_masks(seed, offset, batch, num_patches, num_keep, first_index, backend)
 
 
 @custom_op("hsv_kernels::gather_patches", mutates_args=())
