@@ -27,7 +27,7 @@ void define_contrast(py::module_& m) {
   using View = std::tuple<uintptr_t, int64_t, int64_t>;  // address, row stride, column stride
   py::class_<hsv::ContrastProblem>(m, "ContrastProblem")
       .def(py::init([](int dtype, const std::vector<View>& views, int64_t rows, int64_t dim, double scale,
-                       bool exclude_self, bool fixed_shift, int threads) {
+                       bool exclude_self, bool bfloat16, int shift, int threads) {
              hsv::ContrastProblem p{static_cast<hsv::DType>(dtype),
                                     static_cast<int>(views.size()),
                                     {},
@@ -35,7 +35,8 @@ void define_contrast(py::module_& m) {
                                     dim,
                                     scale,
                                     exclude_self,
-                                    fixed_shift,
+                                    bfloat16,
+                                    static_cast<hsv::Shift>(shift),
                                     threads,
                                     nullptr};
              for (size_t i = 0; i < views.size(); i++) {
@@ -44,26 +45,27 @@ void define_contrast(py::module_& m) {
              return p;
            }),
            py::kw_only(), py::arg("dtype"), py::arg("views"), py::arg("rows"), py::arg("dim"), py::arg("scale"),
-           py::arg("exclude_self"), py::arg("fixed_shift"), py::arg("threads"));
-  m.def("contrast_workspace", [](const hsv::ContrastProblem& p, bool backward, bool need_rows) {
-    const hsv::ContrastBackward b{{}, {}, {}, {}, {need_rows ? pointer(1) : nullptr, nullptr}, nullptr};
-    return hsv::active_kernels().contrast.workspace(p, backward ? &b : nullptr);
+           py::arg("exclude_self"), py::arg("bfloat16"), py::arg("shift"), py::arg("threads"));
+  m.def("contrast_workspace", [](const hsv::ContrastProblem& p, bool backward) {
+    return hsv::active_kernels().contrast.workspace(p, backward);
   });
   m.def(
       "contrast_forward",
-      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t lse, uintptr_t losses, uintptr_t d,
-         uintptr_t inv_norm) {
+      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t lse, uintptr_t losses, uintptr_t d, uintptr_t inv_norm,
+         uintptr_t exponentials) {
         p.workspace = pointer(workspace);
-        hsv::active_kernels().contrast.forward(p, {pointer(lse), pointer(losses), pointer(d), pointer(inv_norm)});
+        hsv::active_kernels().contrast.forward(
+            p, {pointer(lse), pointer(losses), pointer(d), pointer(inv_norm), pointer(exponentials)});
       },
       Release());
   m.def(
       "contrast_backward",
       [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t grad, uintptr_t lse, uintptr_t d, uintptr_t inv_norm,
-         const std::vector<uintptr_t>& view_grad, uintptr_t scale_grad) {
+         const std::vector<uintptr_t>& view_grad, uintptr_t scale_grad, uintptr_t exponentials) {
         p.workspace = pointer(workspace);
-        hsv::ContrastBackward b{pointer(grad),     pointer(lse), pointer(d),
-                                pointer(inv_norm), {},           static_cast<double*>(pointer(scale_grad))};
+        hsv::ContrastBackward b{pointer(grad),        pointer(lse), pointer(d),
+                                pointer(inv_norm),    {},           static_cast<double*>(pointer(scale_grad)),
+                                pointer(exponentials)};
         for (size_t i = 0; i < view_grad.size(); i++) b.view_grad[i] = pointer(view_grad[i]);
         hsv::active_kernels().contrast.backward(p, b);
       },

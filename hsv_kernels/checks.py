@@ -65,6 +65,20 @@ def check_scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bo
         raise ValueError(f"{name} must be in [{least}, {most}], the range of {computed}; got {value!r}")
 
 
+def check_dot_dtype(dot_dtype: torch.dtype | None, like: Tensor) -> bool:
+    """Whether products are bfloat16: they are for bfloat16 tensors, and for float32 ones if `dot_dtype` asks for it.
+
+    `dot_dtype` must be None, or torch.bfloat16 for tensors of these two dtypes.
+    """
+    if dot_dtype is None:
+        return like.dtype == torch.bfloat16
+    if dot_dtype != torch.bfloat16 or like.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"dot_dtype must be None, or torch.bfloat16 for float32 tensors; got {dot_dtype} for {like.dtype}"
+        )
+    return True
+
+
 def patch_grid(images: Tensor, patch_size: int | tuple[int, int]) -> tuple[int, int]:
     """Checks `images` [B, C, H, W] against `patch_size`; returns the patch's height and width in pixels."""
     check_floating("images", images)

@@ -8,6 +8,7 @@ from torch import Tensor
 from hsv_kernels.backends import Backend, resolve
 from hsv_kernels.checks import (
     check_choice,
+    check_dot_dtype,
     check_floating,
     check_integer,
     check_same,
@@ -39,6 +40,7 @@ def nt_xent(
     temperature: float | Tensor = 0.1,
     *,
     reduction: str = "mean",
+    dot_dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """NT-Xent, the contrastive loss of SimCLR (Chen et al., 2020), without the 2N × 2N similarity matrix.
@@ -52,6 +54,9 @@ def nt_xent(
         temperature: positive number, or a 0-dim tensor, which may require grad and whose value the host never reads
             (a value that is not positive and finite then gives NaN).
         reduction: "mean" over the 2N anchors, "sum", or "none" for [2N] values, z0's anchors first.
+        dot_dtype: torch.bfloat16 takes bfloat16 products of float32 embeddings, about twice as fast where the machine
+            has them (float32 products serve CPUs that have none); None takes products of the embeddings' type. Sums,
+            norms and positives are float32 either way.
         backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
 
     Returns:
@@ -68,7 +73,8 @@ def nt_xent(
     check_same("z1", z1, "z0", z0)
     check_scalar("temperature", temperature, z0, positive=True)
     check_choice("reduction", reduction, REDUCTIONS)
-    losses = contrast.nt_xent(z0, z1, temperature, backend=resolve("contrast", z0, backend))
+    bfloat16 = check_dot_dtype(dot_dtype, z0)
+    losses = contrast.nt_xent(z0, z1, temperature, bfloat16, backend=resolve("contrast", z0, backend))
     return _reduce(losses, reduction)
 
 

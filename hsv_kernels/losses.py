@@ -15,6 +15,7 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: positive number, or a 0-dim tensor or parameter, which may be learned.
         reduction: "mean" over the 2N anchors, "sum", or "none" for [2N] values.
+        dot_dtype: torch.bfloat16 for bfloat16 products of float32 embeddings; None follows the embeddings.
         backend: None follows `use_backend`.
     """
 
@@ -23,6 +24,7 @@ class NTXentLoss(nn.Module):
         temperature: float | Tensor = 0.1,
         *,
         reduction: str = "mean",
+        dot_dtype: torch.dtype | None = None,
         backend: Backend | None = None,
     ) -> None:
         super().__init__()
@@ -31,10 +33,16 @@ class NTXentLoss(nn.Module):
         else:
             self.temperature = temperature
         self.reduction = reduction
+        self.dot_dtype = dot_dtype
         self.backend = backend
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        return nt_xent(z0, z1, self.temperature, reduction=self.reduction, backend=self.backend)
+        return nt_xent(
+            *(z0, z1, self.temperature),
+            reduction=self.reduction,
+            dot_dtype=self.dot_dtype,
+            backend=self.backend,
+        )
 
     def extra_repr(self) -> str:
         shown = "learned" if isinstance(self.temperature, torch.Tensor) else self.temperature

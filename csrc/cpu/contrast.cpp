@@ -2,9 +2,9 @@
 
 #include <math.h>
 
+#include "cpu/contrast_gradient.h"
 #include "cpu/contrast_logsumexp.h"
 #include "cpu/contrast_pack.h"
-#include "cpu/contrast_tiles.h"
 
 namespace hsv::HSV_ISA {
 namespace {
@@ -29,34 +29,23 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// One thread's own memory, apart from the others' cache lines.
-template <class T>
-struct alignas(64) Scratch {
-  T tile[kTile * kTile];
-  TileSums<T> sums;
-  double scale_grad;
-};
-
-template <class T>
-Packed<T> take_packed(const ContrastProblem& p, bool slabs, Arena& arena) {
-  const int64_t rows = padded<T>(p.rows * p.views), columns = padded<T>(p.dim);
-  return {arena.take<T>(rows * p.dim), slabs ? arena.take<T>(rows * columns) : nullptr, rows, p.dim, columns};
-}
-
-// Scale of similarities in base 2. Zero becomes too small to matter, so that the scale's gradient can be divided by it.
-double base2_scale(const ContrastProblem& p) {
-  return p.scale == 0 ? 1e-20 : p.scale / kLn2;
-}
-
 // Columns in a row's sum.
 int64_t candidates(const ContrastProblem& p) {
   return p.rows * p.views - (p.views == 2 ? 2 : p.exclude_self);
 }
 
+// Whether rows of so great a square allow the fixed shift: no sum of exponentials, nor a gradient on top of it, leaves
+// float's range. The rounding of lse is an error of its row's gradient besides, and rows that nothing normalised may
+// have any lse: theirs must stay so small that this error is no greater than that of sums over dim.
+bool bounds_shift(const ContrastProblem& p, double square) {
+  const double accurate = p.views == 1 ? 4 * sqrt(static_cast<double>(p.dim)) : 64;
+  return p.scale * square + log(static_cast<double>(p.rows * p.views)) < (accurate < 64 ? accurate : 64);
+}
+
 // Threads that the work can keep busy: each should have some 20 µs of products and two panels of rows.
-template <class T>
+template <class E>
 ContrastProblem with_useful_threads(ContrastProblem p) {
-  const int64_t rows = padded<T>(p.rows * p.views), panels = rows / kPanel<T>;
+  const int64_t rows = padded<E>(p.rows * p.views), panels = rows / kPanel<E>;
   const int64_t most = 1 + rows * rows / 2 * p.dim / (1 << 20);
   const int64_t limit = most < panels / 2 ? most : panels / 2;
   if (p.threads > limit) p.threads = static_cast<int>(limit < 1 ? 1 : limit);
@@ -70,31 +59,82 @@ double sigmoid(double x) {
   return x > 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));
 }
 
+// ---- rows ----
+
+// The rows in both forms, with their norms.
+template <class E>
+struct RowMemory {
+  Packed<E> z;
+  double* factor;  // [row] 1 / max(‖x‖, 1e-12) with two views, NaN for NaN; 1 with one
+  bool* bounded;   // [panel] that similarities of its rows among each other allow the fixed shift
+
+  RowMemory(const ContrastProblem& p, bool slabs, Arena& arena) {
+    const int64_t rows = padded<E>(p.rows * p.views), columns = padded<E>(p.dim), depth = depth_of<E>(p.dim);
+    E* panels = arena.take<E>(rows * depth);
+    E* slab = slabs ? arena.take<E>(rows * columns / kValues<E>) : nullptr;
+    // Rows that were normalised are rounded anyway and can take a share of the scale with them, which saves two
+    // products of each similarity; not those rounded to bfloat16, and not under scales so great that the rounding would
+    // count.
+    const bool shared = p.views == 2 && p.shift != Shift::kOnline && bounds_shift(p, 1) && kValues<E> == 1;
+    const double scale = p.scale / kLn2, besides = shared ? 1 : scale;
+    const Sum<E> head = static_cast<Sum<E>>(besides);
+    z = {panels, slab, rows, depth, columns, shared ? sqrt(scale) : 1, head, static_cast<Sum<E>>(besides - head)};
+    factor = arena.take<double>(rows);
+    bounded = arena.take<bool>(rows / kPanel<E>);
+  }
+};
+
 // Cosine of row i < p.rows and its positive.
-template <class T>
-double positive_cosine(const ContrastProblem& p, int64_t i) {
-  return dot_rows<T>(p, i, i + p.rows) * inverse_norm<T>(p, i) * inverse_norm<T>(p, i + p.rows);
+template <class E>
+double positive_cosine(const ContrastProblem& p, const RowMemory<E>& m, int64_t i) {
+  return dot_rows<Sum<E>>(p, i, i + p.rows) * m.factor[i] * m.factor[i + p.rows];
+}
+
+// Packs this thread's panels.
+template <class E>
+void pack(const ContrastProblem& p, const RowMemory<E>& m, int thread, int team) {
+  const int64_t P = kPanel<E>, rows = p.rows * p.views;
+  own_part(m.z.rows / P, thread, team, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * P; first < end * P; first += P) {
+      bool bounded = true;
+      for (int64_t i = first; i < first + P && i < rows; i++) {
+        const double square = dot_rows<Sum<E>>(p, i, i), norm = sqrt(square);
+        m.factor[i] = p.views == 1 ? 1 : 1 / (norm < 1e-12 ? 1e-12 : norm);
+        bounded &= bounds_shift(p, p.views == 1 ? square : 1);
+      }
+      m.bounded[first / P] = bounded;
+      pack_panel(p, first, m.factor + first, m.z);
+    }
+  });
+}
+
+// Whether exponentials are summed as they are; of packed rows.
+template <class E>
+bool has_fixed_shift(const ContrastProblem& p, const RowMemory<E>& m) {
+  bool bounded = p.shift != Shift::kOnline;
+  for (int64_t panel = 0; p.shift == Shift::kChosen && panel < m.z.rows / kPanel<E>; panel++)
+    bounded &= m.bounded[panel];
+  return bounded;
 }
 
 // ---- forward ----
 
-template <class T>
-struct ForwardMemory {
-  Packed<T> z;
-  Logsumexp<T> sums;
-  Scratch<T>* scratch;
+template <class E>
+struct ForwardMemory : RowMemory<E> {
+  Logsumexp<Sum<E>> sums;
+  TileSums<Sum<E>>* scratch;
 
-  ForwardMemory(const ContrastProblem& p, Arena& arena) : z(take_packed<T>(p, false, arena)) {
-    sums = {p.fixed_shift ? nullptr : arena.take<T>(z.rows), arena.take<T>(z.rows)};
-    scratch = arena.take<Scratch<T>>(p.threads);
+  ForwardMemory(const ContrastProblem& p, Arena& arena) : RowMemory<E>(p, false, arena) {
+    sums = {arena.take<Sum<E>>(this->z.rows), arena.take<Sum<E>>(this->z.rows)};
+    scratch = arena.take<TileSums<Sum<E>>>(p.threads);
   }
 };
 
 // lse, d and the loss of row i.
 template <class T>
-void finish_row(const ContrastProblem& p, const ForwardMemory<T>& m, int64_t i, double cosine,
+void finish_row(const ContrastProblem& p, const Logsumexp<T>& sums, int64_t i, double cosine,
                 const ContrastForward& out) {
-  double lse = (log2(static_cast<double>(m.sums.total[i])) + (m.sums.shift ? m.sums.shift[i] : 0)) * kLn2;
+  double lse = (log2(static_cast<double>(sums.total[i])) + (sums.shift ? sums.shift[i] : 0)) * kLn2;
   if (!candidates(p)) lse = -HUGE_VAL;
   static_cast<T*>(out.lse)[i] = static_cast<T>(lse);
   if (p.views == 1) return;
@@ -104,126 +144,102 @@ void finish_row(const ContrastProblem& p, const ForwardMemory<T>& m, int64_t i, 
   static_cast<T*>(out.losses)[i] = static_cast<T>(softplus(d));
 }
 
-template <class T>
-void finish_rows(const ContrastProblem& p, const ForwardMemory<T>& m, const ContrastForward& out) {
-  parallel_for(p.rows, p.threads, [&](int64_t begin, int64_t end) {
+template <class E>
+void finish_rows(const ContrastProblem& p, const ForwardMemory<E>& m, const Logsumexp<Sum<E>>& sums, int thread,
+                 int team, const ContrastForward& out) {
+  own_part(p.rows, thread, team, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const double cosine = p.views == 2 ? positive_cosine<T>(p, i) : 0;
-      for (int view = 0; view < p.views; view++) finish_row(p, m, i + view * p.rows, cosine, out);
+      const double cosine = p.views == 2 ? positive_cosine(p, m, i) : 0;
+      for (int64_t row = i; row < p.rows * p.views; row += p.rows) {
+        finish_row(p, sums, row, cosine, out);
+        if (out.inv_norm) static_cast<Sum<E>*>(out.inv_norm)[row] = static_cast<Sum<E>>(m.factor[row]);
+      }
     }
   });
 }
 
-template <class T>
+template <class E>
 void forward(const ContrastProblem& given, const ContrastForward& out) {
-  const ContrastProblem p = with_useful_threads<T>(given);
+  using T = Sum<E>;
+  const ContrastProblem p = with_useful_threads<E>(given);
   Arena arena(p.workspace);
-  const ForwardMemory<T> m(p, arena);
-  const double scale = base2_scale(p);
-
-  pack(p, static_cast<T*>(out.inv_norm), m.z);
-  for (int64_t i = 0; i < m.z.rows; i++) {
-    if (m.sums.shift) m.sums.shift[i] = kLeftOut<T>;
-    m.sums.total[i] = 0;
-  }
-  visit_tiles<T>(m.z.rows, p.threads, [&](const Tile& tile, int thread) {
-    Scratch<T>& own = m.scratch[thread];
-    similarities(m.z, tile, scale, own.tile);
-    leave_out(p, tile, own.tile);
-    add_tile(tile, own.tile, own.sums, m.sums);
+  const ForwardMemory<E> m(p, arena);
+  parallel(p.threads, [&](int thread, int team) {
+    pack(p, m, thread, team);
+    own_part(m.z.rows, thread, team, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) m.sums.shift[i] = kLeftOut<T>, m.sums.total[i] = 0;
+    });
+    barrier(team);
+    const bool fixed = has_fixed_shift(p, m);
+    const Logsumexp<T> sums = {fixed ? nullptr : m.sums.shift, m.sums.total};
+    T* kept = static_cast<T*>(out.exponentials);
+    visit_tiles<E, kSumTile>(m.z.rows, thread, team, [&](const Tile& tile) {
+      if (fixed) {
+        add_exponentials(p, m.z, tile, m.scratch[thread], kept, sums);
+      } else {
+        merge_exponentials(p, m.z, tile, m.scratch[thread], sums);
+      }
+    });
+    barrier(team);
+    finish_rows(p, m, sums, thread, team, out);
   });
-  finish_rows(p, m, out);
 }
 
 // ---- backward ----
 
-template <class T>
-struct BackwardMemory {
-  Packed<T> z;
-  T* slabs_grad;   // [slab][row][kPanel], Σ_j W_ij z_j
-  T* pull;         // [row] what the row's negatives weigh together, g σ(d), or g without positives
-  T* weight;       // [row] factor of the row's exponentials: pull, times exp(−lse) under the fixed shift
-  T* offset;       // [row] lse in base 2, taken off before the exponential; null under the fixed shift
+template <class E>
+struct BackwardMemory : RowMemory<E> {
+  using T = Sum<E>;
+  struct alignas(64) Scratch {
+    WeightTile<E> weights;
+    TileSums<T> shares;
+    double scale_grad;
+  };
+  T* grad;  // [slab][row][kPanel], Σ_j W_ij z_j
+  T* pull;  // [row] what the row's negatives weigh together, g σ(d), or g without positives
+  T *weight, *offset;
   T* share_total;  // [row] what the shares exp(S_ij − lse_i) add up to; null with positives
-  Scratch<T>* scratch;
+  Scratch* scratch;
 
-  BackwardMemory(const ContrastProblem& p, const ContrastBackward& b, Arena& arena)
-      : z(take_packed<T>(p, b.view_grad[0], arena)) {
-    slabs_grad = b.view_grad[0] ? arena.take<T>(z.rows * z.columns) : nullptr;
-    pull = arena.take<T>(z.rows);
-    weight = arena.take<T>(z.rows);
-    offset = p.fixed_shift ? nullptr : arena.take<T>(z.rows);
-    share_total = p.views == 1 ? arena.take<T>(z.rows) : nullptr;
-    scratch = arena.take<Scratch<T>>(p.threads);
+  BackwardMemory(const ContrastProblem& p, Arena& arena) : RowMemory<E>(p, true, arena) {
+    const int64_t rows = this->z.rows;
+    grad = arena.take<T>(rows * this->z.columns);
+    pull = arena.take<T>(rows);
+    weight = arena.take<T>(rows);
+    offset = arena.take<T>(rows);
+    share_total = p.views == 1 ? arena.take<T>(rows) : nullptr;
+    scratch = arena.take<Scratch>(p.threads);
   }
 };
 
 // The weights of row i, from its incoming gradient and what forward saved; zero for padding and without candidates.
-template <class T>
-void weigh_row(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<T>& m, int64_t i) {
+template <class E>
+void weigh_row(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<E>& m, bool fixed, int64_t i) {
+  using T = Sum<E>;
   const bool padding = i >= p.rows * p.views, some = !padding && candidates(p);
   double pull = padding ? 0 : static_cast<const T*>(b.grad)[i];
   if (p.views == 2 && !padding) pull *= sigmoid(static_cast<const T*>(b.d)[i]);
   const double lse = some ? static_cast<const T*>(b.lse)[i] : 0;
   m.pull[i] = static_cast<T>(pull);
-  m.weight[i] = some ? static_cast<T>(m.offset ? pull : pull * exp(-lse)) : 0;
-  if (m.offset) m.offset[i] = static_cast<T>(lse / kLn2);
+  m.weight[i] = some ? static_cast<T>(fixed ? pull * exp(-lse) : pull) : 0;
+  m.offset[i] = static_cast<T>(lse / kLn2);
 }
 
 // Makes the shares exp(S_ij − lse_i) of each row add up to 1. Rows that nothing normalised have similarities in the
 // thousands, whose lse, saved in float, is off by more than their gradient may be.
-template <class T>
-void renormalise(const ContrastProblem& p, double scale, const BackwardMemory<T>& m) {
-  memset(m.share_total, 0, m.z.rows * sizeof(T));
-  visit_tiles<T>(m.z.rows, p.threads, [&](const Tile& tile, int thread) {
-    Scratch<T>& own = m.scratch[thread];
-    similarities(m.z, tile, scale, own.tile);
-    leave_out(p, tile, own.tile);
-    add_exponentials(tile, own.tile, m.offset, m.share_total, own.sums.total);
+template <class E>
+void renormalise(const ContrastProblem& p, const BackwardMemory<E>& m, int thread, int team) {
+  own_part(m.z.rows, thread, team,
+           [&](int64_t begin, int64_t end) { memset(m.share_total + begin, 0, (end - begin) * sizeof(Sum<E>)); });
+  barrier(team);
+  visit_tiles<E, kSumTile>(m.z.rows, thread, team, [&](const Tile& tile) {
+    add_shares(p, m.z, tile, m.scratch[thread].shares, m.offset, m.share_total);
   });
-  for (int64_t i = 0; i < p.rows; i++) m.weight[i] /= m.share_total[i];
-}
-
-// s_ij becomes W_ij = pull_i exp(S_ij − lse_i) + pull_j exp(S_ij − lse_j). Returns Σ W_ij s_ij if `moment`.
-template <class T>
-double weigh_tile(const BackwardMemory<T>& m, const Tile& t, bool moment, T* s) {
-  double total = 0;
-  for (int64_t i = 0; i < t.ni; i++) {
-    const T weight = m.weight[t.i + i], offset = m.offset ? m.offset[t.i + i] : 0;
-    Vector<T> row = {};
-    for (int64_t j = 0; j < t.nj; j += kLanes<T>) {
-      T* p = s + i * kTile + j;
-      const Vector<T> x = load(p), weights = load(m.weight + t.j + j);
-      const Vector<T> w = m.offset ? weight * exp2(x - offset) + weights * exp2(x - load(m.offset + t.j + j))
-                                   : exp2(x) * (weight + weights);
-      if (moment) row += w * x;
-      store(p, w);
-    }
-    total += sum(row);
-  }
-  return total;
-}
-
-// Adds W z to the gradients of the tile's rows and, off the diagonal, Wᵀ z to those of its columns.
-template <class T>
-void add_gradients(const BackwardMemory<T>& m, const Tile& t, const T* w) {
-  constexpr int P = kPanel<T>;
-  for (int64_t column = 0; column < m.z.columns; column += P) {
-    const T* z = m.z.slabs + column * m.z.rows;
-    T* grad = m.slabs_grad + column * m.z.rows;
-    add_product(w, kTile, 1, t.ni, t.nj, z + t.j * P, grad + t.i * P);
-    if (!t.diagonal()) add_product(w, 1, kTile, t.nj, t.ni, z + t.i * P, grad + t.j * P);
-  }
-}
-
-// Σ_i g_i σ(d_i) cos(i, pos(i)): what the positives take off the scale's gradient.
-template <class T>
-double positive_moment(const ContrastProblem& p, const BackwardMemory<T>& m) {
-  double total = 0;
-  for (int64_t i = 0; p.views == 2 && i < p.rows; i++) {
-    total += (static_cast<double>(m.pull[i]) + m.pull[i + p.rows]) * positive_cosine<T>(p, i);
-  }
-  return total;
+  barrier(team);
+  own_part(p.rows, thread, team, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) m.weight[i] /= m.share_total[i];
+  });
+  barrier(team);
 }
 
 template <class T>
@@ -242,83 +258,94 @@ void write_elements(DType dtype, const T* x, int64_t n, void* out, int64_t begin
   }
 }
 
-// The gradient of row i: the positive's share, the scale, and the Jacobian of the normalisation,
-// dx = (dz − z ⟨z, dz⟩) / ‖x‖, or dz / 1e-12 where the norm was below that.
-template <class T>
-void write_row_grad(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<T>& m, int64_t i) {
-  constexpr int P = kPanel<T>;
+// Finishes the gradient of row i: the positive's share, the scale, and the Jacobian of the normalisation,
+// dx = (dz − z ⟨z, dz⟩) / ‖x‖, or dz / 1e-12 where the norm was below that. Returns ⟨z, Σ_j W_ij z_j − share z_pos⟩.
+template <class E>
+double write_row_grad(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<E>& m, int64_t i) {
+  using T = Sum<E>;
+  constexpr int P = kPanel<E>;
   const int view = i >= p.rows;
-  const int64_t positive = view ? i - p.rows : i + p.rows;
+  const int64_t positive = view ? i - p.rows : i + p.rows, row = i - view * p.rows;
   const T share = p.views == 2 ? m.pull[i] + m.pull[positive] : 0;
-  const T inv_norm = p.views == 2 ? static_cast<const T*>(b.inv_norm)[i] : 1;
-  const bool project = p.views == 2 && !(inv_norm >= static_cast<T>(1e12));
+  const T own_factor = static_cast<T>(m.factor[i]),
+          factor = p.views == 2 ? static_cast<T>(m.factor[positive]) * share : 0;
+  const bool project = p.views == 2 && !(m.factor[i] >= 1e12);
+  const auto width = [&](int64_t k) { return p.dim - k < P ? p.dim - k : P; };
 
+  T x[P], other[P];
   Vector<T> along = {};
-  for (int64_t k = 0; k < m.z.columns; k += P) {
-    const T* z = m.z.slabs + k * m.z.rows;
-    T* grad = m.slabs_grad + k * m.z.rows + i * P;
+  for (int64_t k = 0; k < p.dim; k += P) {
+    T* grad = m.grad + k * m.z.rows + i * P;
+    for (int64_t h = width(k); h < P; h++) x[h] = other[h] = 0;
+    read_row(p, i, k, width(k), x);
+    if (p.views == 2) read_row(p, positive, k, width(k), other);
     for (int h = 0; h < P; h += kLanes<T>) {
-      if (p.views == 2) store(grad + h, load(grad + h) - share * load(z + positive * P + h));
-      along += load(grad + h) * load(z + i * P + h);
+      if (p.views == 2) store(grad + h, load(grad + h) - factor * load(other + h));
+      along += load(grad + h) * (own_factor * load(x + h));
     }
   }
-  const T projection = project ? sum(along) : 0, factor = static_cast<T>(p.scale * inv_norm);
-  for (int64_t k = 0; k < p.dim; k += P) {
-    const T* z = m.z.slabs + k * m.z.rows + i * P;
-    T* grad = m.slabs_grad + k * m.z.rows + i * P;
-    for (int h = 0; h < P; h++) grad[h] = factor * (project ? grad[h] - projection * z[h] : grad[h]);
-    write_elements(p.dtype, grad, p.dim - k < P ? p.dim - k : P, b.view_grad[view], (i - view * p.rows) * p.dim + k);
+  if (b.view_grad[view]) {
+    const T projection = project ? sum(along) * own_factor : 0, outer = static_cast<T>(p.scale * m.factor[i]);
+    for (int64_t k = 0; k < p.dim; k += P) {
+      T* grad = m.grad + k * m.z.rows + i * P;
+      read_row(p, i, k, width(k), x);
+      for (int h = 0; h < P; h += kLanes<T>) store(grad + h, outer * (load(grad + h) - projection * load(x + h)));
+      write_elements(p.dtype, grad, width(k), b.view_grad[view], row * p.dim + k);
+    }
   }
+  return sum(along);
 }
 
-template <class T>
+template <class E>
 void backward(const ContrastProblem& given, const ContrastBackward& b) {
-  const ContrastProblem p = with_useful_threads<T>(given);
+  using T = Sum<E>;
+  const ContrastProblem p = with_useful_threads<E>(given);
   Arena arena(p.workspace);
-  const BackwardMemory<T> m(p, b, arena);
-  const double scale = base2_scale(p);
+  const BackwardMemory<E> m(p, arena);
+  parallel(p.threads, [&](int thread, int team) {
+    pack(p, m, thread, team);
+    barrier(team);
+    const bool fixed = has_fixed_shift(p, m);
+    own_part(m.z.rows, thread, team, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) weigh_row(p, b, m, fixed, i);
+      for (int64_t k = 0; k < m.z.columns; k += kPanel<E>) {
+        memset(m.grad + k * m.z.rows + begin * kPanel<E>, 0, (end - begin) * kPanel<E> * sizeof(T));
+      }
+    });
+    barrier(team);
+    if (!fixed && p.views == 1 && candidates(p)) renormalise(p, m, thread, team);
 
-  pack<T>(p, nullptr, m.z);
-  parallel_for(m.z.rows, p.threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) weigh_row(p, b, m, i);
-    for (int64_t k = 0; m.slabs_grad && k < m.z.columns; k += kPanel<T>) {
-      memset(m.slabs_grad + k * m.z.rows + begin * kPanel<T>, 0, (end - begin) * kPanel<T> * sizeof(T));
-    }
-  });
-  if (m.share_total && candidates(p)) renormalise(p, scale, m);
-  for (int thread = 0; thread < p.threads; thread++) m.scratch[thread].scale_grad = 0;
+    const RowWeights<T> rows = {m.weight, fixed ? nullptr : m.offset};
+    visit_tiles<E, kWeightTile>(m.z.rows, thread, team, [&](const Tile& tile) {
+      WeightTile<E>& weights = m.scratch[thread].weights;
+      weigh_tile(p, m.z, tile, rows, static_cast<const T*>(b.exponentials), weights);
+      add_gradients(m.z, tile, weights, m.grad);
+    });
+    barrier(team);
 
-  visit_tiles<T>(m.z.rows, p.threads, [&](const Tile& tile, int thread) {
-    Scratch<T>& own = m.scratch[thread];
-    similarities(m.z, tile, scale, own.tile);
-    leave_out(p, tile, own.tile);
-    own.scale_grad += weigh_tile(m, tile, b.scale_grad, own.tile) * (tile.diagonal() ? 0.5 : 1);
-    if (m.slabs_grad) add_gradients(m, tile, own.tile);
-  });
-
-  if (b.scale_grad) {
-    double total = 0;
-    for (int thread = 0; thread < p.threads; thread++) total += m.scratch[thread].scale_grad;
-    *b.scale_grad = total / scale - positive_moment(p, m);
-  }
-  if (!m.slabs_grad) return;
-  parallel_for(p.rows * p.views, p.threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) write_row_grad(p, b, m, i);
+    double scale_grad = 0;
+    own_part(p.rows * p.views, thread, team, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) scale_grad += write_row_grad(p, b, m, i);
+    });
+    m.scratch[thread].scale_grad = scale_grad;
+    barrier(team);
+    if (thread || !b.scale_grad) return;
+    // Each pair counts in both of its rows.
+    *b.scale_grad = 0;
+    for (int other = 0; other < team; other++) *b.scale_grad += m.scratch[other].scale_grad / 2;
   });
 }
 
 // ---- the table ----
 
-template <class T>
-int64_t workspace(const ContrastProblem& given, const ContrastBackward* b) {
-  const ContrastProblem p = with_useful_threads<T>(given);
-  Arena arena(nullptr);
-  if (b) {
-    BackwardMemory<T>(p, *b, arena);
-  } else {
-    ForwardMemory<T>(p, arena);
+// f(E{}) with the element type that the problem's products take.
+template <class F>
+auto with_elements(const ContrastProblem& p, const F& f) {
+  if (p.dtype == DType::kFloat64) return f(double{});
+  if constexpr (kHasPairs) {
+    if (p.bfloat16) return f(Pair{});
   }
-  return arena.used();
+  return f(float{});
 }
 
 }  // namespace
@@ -326,13 +353,19 @@ int64_t workspace(const ContrastProblem& given, const ContrastBackward* b) {
 ContrastKernels contrast_kernels() {
   return {
       [](const ContrastProblem& p, const ContrastForward& f) {
-        p.dtype == DType::kFloat64 ? forward<double>(p, f) : forward<float>(p, f);
+        with_elements(p, [&](auto element) { forward<decltype(element)>(p, f); });
       },
       [](const ContrastProblem& p, const ContrastBackward& b) {
-        p.dtype == DType::kFloat64 ? backward<double>(p, b) : backward<float>(p, b);
+        with_elements(p, [&](auto element) { backward<decltype(element)>(p, b); });
       },
-      [](const ContrastProblem& p, const ContrastBackward* b) {
-        return p.dtype == DType::kFloat64 ? workspace<double>(p, b) : workspace<float>(p, b);
+      [](const ContrastProblem& p, bool backward) {
+        return with_elements(p, [&](auto element) {
+          using E = decltype(element);
+          const ContrastProblem used = with_useful_threads<E>(p);
+          Arena arena(nullptr);
+          backward ? void(BackwardMemory<E>(used, arena)) : void(ForwardMemory<E>(used, arena));
+          return arena.used();
+        });
       },
   };
 }

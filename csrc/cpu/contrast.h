@@ -17,14 +17,22 @@ struct Rows {
   int64_t row_stride, column_stride;
 };
 
+// What is taken off the logits before their exponentials.
+enum class Shift : int {
+  kChosen = 0,  // nothing where a bound on |S| allows it, a running maximum elsewhere
+  kFixed = 1,   // nothing: |S| + log(rows) must stay below 64
+  kOnline = 2,  // a running maximum
+};
+
 struct ContrastProblem {
   DType dtype;        // of the rows; the results below are double for kFloat64 and float for every other
   int views;          // 2: NT-Xent of views[0] and views[1]; 1: the logsumexp of one matrix, not normalised
   Rows view[2];       // [rows, dim] each
   int64_t rows, dim;  // rows of one view
-  double scale;       // 1 / temperature for NT-Xent
+  double scale;       // 1 / temperature for NT-Xent; positive
   bool exclude_self;  // leaves column i out of row i; always set for NT-Xent
-  bool fixed_shift;   // exponentials without a maximum taken off: |S| + log(rows) must stay below 64
+  bool bfloat16;      // products of rows rounded to bfloat16, where the instruction set has them
+  Shift shift;
   int threads;
   void* workspace;  // contrast_workspace bytes, 64-byte aligned
 };
@@ -32,19 +40,24 @@ struct ContrastProblem {
 // Values per row of all views; losses, d and inv_norm belong to NT-Xent and are null for one view.
 struct ContrastForward {
   void *lse, *losses, *d, *inv_norm;
+  void* exponentials;  // exp S_ij for backward, kept_values of ops/contrast/cpu.py, or null; needs the fixed shift
 };
 
 struct ContrastBackward {
   const void *grad, *lse, *d, *inv_norm;  // grad contiguous, of the type of lse
   void* view_grad[2];                     // contiguous [rows, dim] of the rows' type, or null: not computed
   double* scale_grad;                     // or null
+  const void* exponentials;               // what forward kept, or null
 };
+
+// Exponentials are kept in strips of so many rows, whatever the instruction set: [strip][kStrip][columns right of it].
+inline constexpr int64_t kStrip = 32;
 
 struct ContrastKernels {
   void (*forward)(const ContrastProblem&, const ContrastForward&);
   void (*backward)(const ContrastProblem&, const ContrastBackward&);
-  // Bytes that forward (backward = null) or backward needs; reads no data.
-  int64_t (*workspace)(const ContrastProblem&, const ContrastBackward* backward);
+  // Bytes that forward or backward needs; reads no data.
+  int64_t (*workspace)(const ContrastProblem&, bool backward);
 };
 
 #ifdef HSV_ISA

@@ -2,29 +2,24 @@
 #pragma once
 
 #include "cpu/contrast.h"
-#include "cpu/parallel.h"
-#include "cpu/simd.h"
+#include "cpu/element_vectors.h"
+#include "cpu/products.h"
 
 namespace hsv::HSV_ISA {
 
-// Rows of a panel and columns of a slab. Row counts are padded to whole panels with rows of zeros.
-template <class T>
-inline constexpr int kPanel = 2 * kLanes<T>;
-
-template <class T>
-HSV_INLINE int64_t padded(int64_t n) {
-  return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
-}
-
-template <class T>
+// Row counts are padded to whole panels with rows of zeros.
+template <class E>
 struct Packed {
-  T* panels;     // [panel][dim][kPanel]: a panel of rows, transposed
-  T* slabs;      // [slab][row][kPanel]: a slab of columns; null if only similarities are wanted
+  E* panels;     // [panel][depth][kPanel]: a panel of rows, transposed, times `root`
+  E* slabs;      // [slab][rows / kValues][kPanel]: a slab of kPanel columns; null if only similarities are wanted
   int64_t rows;  // of all views, padded
-  int64_t dim;
-  int64_t columns;  // dim, padded
+  int64_t depth;
+  int64_t columns;    // dim, padded
+  double root;        // √(scale / ln 2) where it does not cost the rows digits, and 1
+  Sum<E> head, tail;  // what similarities take besides: head + tail is 1, or scale / ln 2
 
-  T* panel(int64_t row) const { return panels + row * dim; }
+  const E* panel(int64_t row) const { return panels + row * depth; }  // row a multiple of kPanel
+  const E* slab(int64_t column, int64_t row) const { return slabs + (column * rows + row * kPanel<E>) / kValues<E>; }
 };
 
 template <class E, class T>
@@ -37,84 +32,114 @@ void read_elements(const Rows& x, int64_t row, int64_t begin, int64_t n, T* out)
   }
 }
 
-// out[0 … n) = row `row` of all views, from column `begin`.
-inline void read_row(const ContrastProblem& p, int64_t row, int64_t begin, int64_t n, double* out) {
-  const int view = row >= p.rows;
-  read_elements<double>(p.view[view], row - view * p.rows, begin, n, out);
+// out[0 … n) = row `row` of x, from column `begin`.
+inline void read_row(DType, const Rows& x, int64_t row, int64_t begin, int64_t n, double* out) {
+  read_elements<double>(x, row, begin, n, out);
 }
-inline void read_row(const ContrastProblem& p, int64_t row, int64_t begin, int64_t n, float* out) {
-  const int view = row >= p.rows;
-  row -= view * p.rows;
-  switch (p.dtype) {
+inline void read_row(DType dtype, const Rows& x, int64_t row, int64_t begin, int64_t n, float* out) {
+  switch (dtype) {
     case DType::kBFloat16:
-      return read_elements<BFloat16>(p.view[view], row, begin, n, out);
+      return read_elements<BFloat16>(x, row, begin, n, out);
     case DType::kFloat16:
-      return read_elements<Float16>(p.view[view], row, begin, n, out);
+      return read_elements<Float16>(x, row, begin, n, out);
     default:
-      return read_elements<float>(p.view[view], row, begin, n, out);
+      return read_elements<float>(x, row, begin, n, out);
   }
+}
+
+// The same with the rows of all views counted through.
+template <class T>
+void read_row(const ContrastProblem& p, int64_t row, int64_t begin, int64_t n, T* out) {
+  const int view = row >= p.rows;
+  read_row(p.dtype, p.view[view], row - view * p.rows, begin, n, out);
+}
+
+HSV_INLINE Vector<double> load_double(const double* p) {
+  return load(p);
+}
+HSV_INLINE Vector<double> load_double(const float* p) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  Half half;
+  memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, Vector<double>);
 }
 
 // ⟨a, b⟩ of rows as given, in double: neither overflows nor underflows for float rows.
 template <class T>
 double dot_rows(const ContrastProblem& p, int64_t a, int64_t b) {
-  constexpr int64_t kChunk = 64, kSums = 8;
+  constexpr int64_t kChunk = 128;
   T x[kChunk], y[kChunk];
-  double sums[kSums] = {};
+  Vector<double> sums[2] = {};
   for (int64_t begin = 0; begin < p.dim; begin += kChunk) {
     const int64_t n = p.dim - begin < kChunk ? p.dim - begin : kChunk;
-    for (int64_t k = n; k < kChunk; k++) x[k] = y[k] = 0;
+    constexpr int64_t step = 2 * kLanes<double>;
+    const int64_t whole = (n + step - 1) / step * step;
+    for (int64_t k = n; k < whole; k++) x[k] = y[k] = 0;
     read_row(p, a, begin, n, x);
-    read_row(p, b, begin, n, y);
-    for (int64_t k = 0; k < kChunk; k += kSums) {
-      for (int64_t s = 0; s < kSums; s++) sums[s] += static_cast<double>(x[k + s]) * static_cast<double>(y[k + s]);
+    if (a != b) read_row(p, b, begin, n, y);
+    const T* other = a == b ? x : y;
+    for (int64_t k = 0; k < whole; k += step) {
+      sums[0] += load_double(x + k) * load_double(other + k);
+      sums[1] += load_double(x + k + step / 2) * load_double(other + k + step / 2);
     }
   }
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  return sum(sums[0] + sums[1]);
 }
 
-// 1 / max(‖x‖, 1e-12), NaN for NaN.
-template <class T>
-double inverse_norm(const ContrastProblem& p, int64_t row) {
-  const double norm = __builtin_sqrt(dot_rows<T>(p, row, row));
-  return 1.0 / (norm < 1e-12 ? 1e-12 : norm);
+// Elements of n values of the types that products take, the last filled up with 0.
+inline void to_elements(const float* x, int64_t n, float* out) {
+  memcpy(out, x, n * sizeof(float));
+}
+inline void to_elements(const double* x, int64_t n, double* out) {
+  memcpy(out, x, n * sizeof(double));
+}
+inline void to_elements(const float* x, int64_t n, Pair* out) {
+  BFloat16* halves = reinterpret_cast<BFloat16*>(out);
+  for (int64_t k = 0; k < n; k++) narrow(x[k], halves + k);
+  if (n % 2) halves[n] = BFloat16{0};
 }
 
-// One panel of rows, normalised with two views, into panels and slabs; inv_norm [rows] is written unless null.
-//
-// The factor stays in double: rounded to float it would move all similarities of a row in the same direction.
+// The rows of one block, [kPanel][kPanel], as they lie in a slab.
 template <class T>
-void pack_panel(const ContrastProblem& p, int64_t first, T* inv_norm, const Packed<T>& out) {
-  constexpr int64_t P = kPanel<T>;
-  const int64_t rows = p.rows * p.views, used = rows - first < P ? rows - first : P;
-  double factor[P];
-  for (int64_t r = 0; r < used; r++) {
-    factor[r] = p.views == 2 ? inverse_norm<T>(p, first + r) : 1;
-    if (inv_norm) inv_norm[first + r] = static_cast<T>(factor[r]);
+void to_slab(const T (&block)[kPanel<T>][kPanel<T>], T* out) {
+  memcpy(out, block, sizeof block);
+}
+inline void to_slab(const float (&block)[kPanel<float>][kPanel<float>], Pair* out) {
+  BFloat16* halves = reinterpret_cast<BFloat16*>(out);
+  for (int r = 0; r < kPanel<float>; r++) {
+    for (int k = 0; k < kPanel<float>; k++) narrow(block[r][k], halves + (r / 2 * kPanel<float> + k) * 2 + r % 2);
   }
+}
 
-  T block[P][P] = {};  // [row][column]
+// One panel of rows from `first`, row r times factor[r], into panels and slabs.
+//
+// Factors stay in double and every value is rounded once: a factor rounded to float would move all similarities of a
+// row, and a rounded scale those of all rows, in the same direction.
+template <class E>
+void pack_panel(const ContrastProblem& p, int64_t first, const double* factor, const Packed<E>& out) {
+  using T = Sum<E>;
+  constexpr int64_t P = kPanel<E>;
+  const int64_t used = p.rows * p.views - first < P ? p.rows * p.views - first : P;
+  T block[P][P] = {}, scaled[P] = {};  // [row][column]
+  E elements[P][P / kValues<E>] = {};
   for (int64_t begin = 0; begin < p.dim; begin += P) {
     const int64_t n = p.dim - begin < P ? p.dim - begin : P;
     for (int64_t r = 0; r < used; r++) {
       read_row(p, first + r, begin, n, block[r]);
-      for (int64_t k = 0; k < n; k++) block[r][k] = static_cast<T>(block[r][k] * factor[r]);
       for (int64_t k = n; k < P; k++) block[r][k] = 0;
+      for (int64_t k = 0; k < P; k++) {
+        const double x = block[r][k] * factor[r];
+        block[r][k] = static_cast<T>(x);
+        scaled[k] = static_cast<T>(x * out.root);
+      }
+      to_elements(scaled, P, elements[r]);
     }
-    T* panel = out.panel(first) + begin * P;
-    for (int64_t k = 0; k < n; k++) {
-      for (int64_t r = 0; r < P; r++) panel[k * P + r] = block[r][k];
+    E* panel = out.panels + first * out.depth + begin / kValues<E> * P;
+    for (int64_t k = 0; k < depth_of<E>(n); k++) {
+      for (int64_t r = 0; r < P; r++) panel[k * P + r] = elements[r][k];
     }
-    if (out.slabs) memcpy(out.slabs + begin * out.rows + first * P, block, sizeof block);
+    if (out.slabs) to_slab(block, const_cast<E*>(out.slab(begin, first)));
   }
-}
-
-// All rows.
-template <class T>
-void pack(const ContrastProblem& p, T* inv_norm, const Packed<T>& out) {
-  parallel_for(out.rows / kPanel<T>, p.threads, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; panel++) pack_panel(p, panel * kPanel<T>, inv_norm, out);
-  });
 }
 
 }  // namespace hsv::HSV_ISA

@@ -54,6 +54,9 @@ bool in_forked_child() {
 
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
+#ifdef HSV_HAS_AVX512BF16
+  if (has_avx512() && __builtin_cpu_supports("avx512bf16")) usable.push_back(&avx512bf16::kernels);
+#endif
 #ifdef HSV_HAS_AVX512
   if (has_avx512()) usable.push_back(&avx512::kernels);
 #endif

@@ -33,29 +33,39 @@ void parallel(int threads, const F& f) {
   GOMP_parallel(body, const_cast<F*>(&f), static_cast<unsigned>(threads), 0);
 }
 
+// Waits for the whole team.
+inline void barrier(int team) {
+  if (team > 1) GOMP_barrier();
+}
+
+// f(begin, end) with this thread's contiguous part of [0, n).
+template <class F>
+void own_part(int64_t n, int thread, int team, const F& f) {
+  f(n * thread / team, n * (thread + 1) / team);
+}
+
 // Splits [0, n) into contiguous parts, one per thread, and runs f(begin, end) for each.
 template <class F>
 void parallel_for(int64_t n, int threads, const F& f) {
   const int64_t most = n < threads ? n : threads;
-  parallel(static_cast<int>(most), [&](int thread, int team) { f(n * thread / team, n * (thread + 1) / team); });
+  parallel(static_cast<int>(most), [&](int thread, int team) { own_part(n, thread, team, f); });
 }
 
-// Visits every unordered pair of 2·team parts, each with itself included, as f(a, b, parts, thread) with a ≤ b.
+// Visits every unordered pair of 2·team parts, each with itself included, as f(a, b, parts) with a ≤ b; every thread of
+// the team calls it.
 //
 // A round-robin tournament with a barrier between rounds: no two threads hold the same part at once, so f may write to
 // both parts without atomics, and the order in which a part is written depends on the size of the team alone.
 template <class F>
-void tournament(int threads, const F& f) {
-  parallel(threads, [&](int thread, int team) {
-    const int parts = 2 * team, others = parts - 1;
-    for (int part = thread; part < parts; part += team) f(part, part, parts, thread);
-    for (int round = 0; round < others; round++) {
-      if (team > 1) GOMP_barrier();
-      const int a = thread ? (round + thread) % others : others;
-      const int b = thread ? (round - thread + others) % others : round;
-      f(a < b ? a : b, a < b ? b : a, parts, thread);
-    }
-  });
+void tournament(int thread, int team, const F& f) {
+  const int parts = 2 * team, others = parts - 1;
+  for (int part = thread; part < parts; part += team) f(part, part, parts);
+  for (int round = 0; round < others; round++) {
+    barrier(team);
+    const int a = thread ? (round + thread) % others : others;
+    const int b = thread ? (round - thread + others) % others : round;
+    f(a < b ? a : b, a < b ? b : a, parts);
+  }
 }
 
 }  // namespace hsv::HSV_ISA

@@ -11,6 +11,7 @@
 #define HSV_STRING(x) HSV_STRING_(x)
 #define HSV_ISA_NAME HSV_STRING(HSV_ISA)
 #define HSV_INLINE inline __attribute__((always_inline))
+#define HSV_INLINE_LAMBDA __attribute__((always_inline))
 #ifdef __clang__
 #define HSV_UNROLL _Pragma("unroll")
 #else
@@ -51,7 +52,7 @@ inline constexpr int kWidth = kLanes<float>;
 
 template <class T>
 HSV_INLINE Vector<T> splat(T x) {
-  return Vector<T>{} + x;
+  return x - Vector<T>{};  // folds to a broadcast, which a sum with 0 would not: -0 + 0 is 0
 }
 template <class T>
 HSV_INLINE Vector<T> load(const T* p) {
@@ -95,25 +96,24 @@ HSV_INLINE double max_lane(Vector<double> v) {
   return fold<double>(v, [](double a, double b) { return a > b ? a : b; });
 }
 
-// 2^x for x ≤ 127: x = n + f with n the nearest integer, a polynomial for 2^f, times 2^n. Relative error below 2e-7.
-// Exactly 0 below −126, −inf included; NaN, of any payload, for NaN.
-HSV_INLINE Vector<float> exp2(Vector<float> x) {
-  const float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23 + bias: adding it leaves n + bias in the low mantissa bits
+// 2^x for −126 ≤ x ≤ 127: x = n + f with n the nearest integer, the polynomial of least greatest error for 2^f, times
+// 2^n. Relative error below 1e-7; NaN, of any payload, for NaN.
+HSV_INLINE Vector<float> exp2_in_range(Vector<float> x) {
+  const float kRound = 12582912.0f + 127.0f;  // 1.5 · 2^23 + bias: adding it leaves n + bias in the low mantissa bits
   const Vector<float> shifted = x + kRound;
   const Vector<float> f = x - (shifted - kRound);
-  Vector<float> p = splat(1.5403530e-4f);
-  p = p * f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
+  Vector<float> p = splat(1.5345812e-4f);
+  p = p * f + 1.3399931e-3f;
+  p = p * f + 9.6184891e-3f;
+  p = p * f + 5.5503286e-2f;
+  p = p * f + 2.4022646e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
-  const Vector<float> power = (Vector<float>)((IVec)shifted << 23);
-  return x < -126.0f ? Vector<float>{} : p * power;
+  return p * (Vector<float>)((IVec)shifted << 23);
 }
 
-// 2^x for x ≤ 1023, to double precision; exactly 0 below −1022, NaN for NaN.
-HSV_INLINE Vector<double> exp2(Vector<double> x) {
+// 2^x for −1022 ≤ x ≤ 1023, to double precision; NaN for NaN.
+HSV_INLINE Vector<double> exp2_in_range(Vector<double> x) {
   constexpr double kTaylor[] = {1.36915488853904124e-12, 2.56784359934882042e-11,
                                 4.44553827187081007e-10, 7.05491162080112288e-09,
                                 1.01780860092396960e-07, 1.32154867901443053e-06,
@@ -127,8 +127,15 @@ HSV_INLINE Vector<double> exp2(Vector<double> x) {
   Vector<double> p = {};
   HSV_UNROLL
   for (double coefficient : kTaylor) p = p * f + coefficient;
-  const Vector<double> power = (Vector<double>)((VectorTypes<double>::Bits)shifted << 52);
-  return x < -1022.0 ? Vector<double>{} : p * power;
+  return p * (Vector<double>)((VectorTypes<double>::Bits)shifted << 52);
+}
+
+// 2^x for x ≤ 127 (1023), exactly 0 below −126 (−1022), −inf included.
+HSV_INLINE Vector<float> exp2(Vector<float> x) {
+  return x < -126.0f ? Vector<float>{} : exp2_in_range(x);
+}
+HSV_INLINE Vector<double> exp2(Vector<double> x) {
+  return x < -1022.0 ? Vector<double>{} : exp2_in_range(x);
 }
 
 }  // namespace hsv::HSV_ISA

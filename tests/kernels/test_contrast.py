@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hsv_kernels import nt_xent, similarity_logsumexp
+from hsv_kernels import backends, nt_xent, similarity_logsumexp
 from hsv_kernels.backends import interpreting
 from tests.kernels.cases import (
     LAYOUTS,
@@ -136,6 +136,19 @@ def test_low_precision_is_close(backend: str) -> None:
         truth = run_nt_xent(z0, z1, torch.tensor(0.2), incoming(60), "reference", torch.float64)
         found = run_nt_xent(z0, z1, torch.tensor(0.2), incoming(60), backend, dtype)
         assert all(error(x, t) <= most for x, t in zip(found, truth, strict=True)), dtype
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_products_of_float32_embeddings(backend: str) -> None:
+    z0, z1 = two_views("easy", 45, 48, torch.float32)
+    inputs = [z.to(device_of(backend)).requires_grad_() for z in (z0, z1)]
+    losses = nt_xent(*inputs, 0.2, reduction="none", dot_dtype=torch.bfloat16, backend=backend)
+    found = [losses.detach(), *torch.autograd.grad(losses.sum(), inputs)]
+    truth = run_nt_xent(z0, z1, 0.2, torch.ones(90), "reference", torch.float64)
+    assert all(x.dtype == torch.float32 and error(x, t) <= 1e-2 for x, t in zip(found, truth, strict=True))
+    exact = nt_xent(*inputs, 0.2, reduction="none", backend=backend)
+    if backend != "cpu" or backends()["contrast"]["cpu"].endswith("avx512bf16"):
+        assert not torch.equal(losses, exact)
 
 
 @pytest.mark.parametrize("n, dim", [(1, 4), (2, 1), (37, 19), (65, 257)])

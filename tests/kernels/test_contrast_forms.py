@@ -43,6 +43,14 @@ Z = torch.ones(4, 3)
         ({"temperature": torch.ones(1)}, r"temperature must be a number or a 0-dim tensor; got .* shape \[1\]"),
         ({"temperature": torch.tensor(1)}, "temperature must be float32, .* got torch.int64"),
         ({"temperature": torch.tensor(0.1, device="meta")}, "temperature and the embeddings must be on one device"),
+        (
+            {"dot_dtype": torch.float16},
+            "dot_dtype must be None, or torch.bfloat16 .* got torch.float16 for torch.float32",
+        ),
+        (
+            {"z0": Z.double(), "z1": Z.double(), "dot_dtype": torch.bfloat16},
+            "dot_dtype must be None, .* got torch.bfloat16 for torch.float64",
+        ),
         ({"reduction": "average"}, "reduction must be one of mean, sum, none; got 'average'"),
         ({"backend": "gpu"}, "backend must be one of auto, reference, cpu, triton, cuda; got 'gpu'"),
     ],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hsv_kernels.backends import resolve
 from hsv_kernels.ops.contrast import reference
+from hsv_kernels.ops.contrast.cpu import kept_values
 from hsv_kernels.ops.contrast.reference import accumulation_dtype
 from hsv_kernels.ops.operators import backward_operator, differentiable, reference_operator
 
@@ -16,12 +17,27 @@ _reference_nt_xent = reference_operator(reference.nt_xent, "nt_xent")
 _reference_similarity_logsumexp = reference_operator(reference.similarity_logsumexp, "similarity_logsumexp")
 
 
-def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, *, backend: str) -> Tensor:
+#: Most bytes of exponentials that the CPU's forward keeps for backward.
+KEPT_BYTES = 8 << 20
+
+
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, bfloat16: bool, *, backend: str) -> Tensor:
     """Per-anchor losses [2N] of two views [N, D]; `temperature` is a positive number or a 0-dim tensor."""
     if backend == "reference":
-        return _reference_nt_xent(z0, z1, temperature)
+        return _reference_nt_xent(z0, z1, temperature, bfloat16)
     fixed_shift = not isinstance(temperature, Tensor) and has_fixed_shift(temperature, 2 * z0.shape[0])
-    return _differentiable_nt_xent(z0, z1, _scalar(temperature, z0), fixed_shift, backend)[0]
+    keep = backend == "cpu" and fixed_shift and needs_gradient(z0, z1) and _fits(z0)
+    return _differentiable_nt_xent(z0, z1, _scalar(temperature, z0), fixed_shift, bfloat16, keep, backend)[0]
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether a forward of these tensors will be followed by a backward, as far as autograd knows."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _fits(z0: Tensor) -> bool:
+    """Whether the exponentials of NT-Xent are few enough to be kept."""
+    return kept_values(2 * z0.shape[0]) * accumulation_dtype(z0.dtype).itemsize <= KEPT_BYTES
 
 
 def similarity_logsumexp(
@@ -80,18 +96,19 @@ def _kernels(backend: str) -> ModuleType:
 
 @torch.library.custom_op("hsv_kernels::nt_xent", mutates_args=())
 def _nt_xent(
-    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """losses [2N]; lse [2N] over the negatives; d = lse − S_pos [2N]; 1 / max(‖row‖, 1e-12) [2N]."""
-    return _kernels(backend).nt_xent_forward(z0, z1, temperature, fixed_shift)
+    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, bfloat16: bool, keep: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """losses [2N]; lse [2N] over the negatives; d = lse − S_pos [2N]; 1 / max(‖row‖, 1e-12) [2N]; exponentials."""
+    return _kernels(backend).nt_xent_forward(z0, z1, temperature, fixed_shift or None, bfloat16, keep)
 
 
 @_nt_xent.register_fake
 def _(
-    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = [temperature.new_empty(2 * z0.shape[0]) for _ in range(4)]
-    return rows[0], rows[1], rows[2], rows[3]
+    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, bfloat16: bool, keep: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = 2 * z0.shape[0]
+    values = [temperature.new_empty(rows) for _ in range(4)]
+    return values[0], values[1], values[2], values[3], temperature.new_empty(kept_values(rows) if keep else 0)
 
 
 @torch.library.custom_op("hsv_kernels::nt_xent_backward", mutates_args=())
@@ -103,15 +120,16 @@ def _nt_xent_backward(
     lse: Tensor,
     d: Tensor,
     inv_norm: Tensor,
-    fixed_shift: bool,
+    exponentials: Tensor,
     need_z: bool,
     need_temperature: bool,
+    fixed_shift: bool,
+    bfloat16: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dz0, dz1, dtemperature), empty where not needed."""
-    gradients = _kernels(backend).nt_xent_backward(
-        grad, z0, z1, temperature, lse, d, inv_norm, fixed_shift, need_z, need_temperature
-    )
+    saved = (grad, z0, z1, temperature, lse, d, inv_norm, exponentials)
+    gradients = _kernels(backend).nt_xent_backward(*saved, need_z, need_temperature, fixed_shift or None, bfloat16)
     return _filled(gradients, (z0, z1, temperature))
 
 
@@ -124,16 +142,19 @@ def _(
     lse: Tensor,
     d: Tensor,
     inv_norm: Tensor,
-    fixed_shift: bool,
+    exponentials: Tensor,
     need_z: bool,
     need_temperature: bool,
+    fixed_shift: bool,
+    bfloat16: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _like(z0, need_z), _like(z1, need_z), _like(temperature, need_temperature)
 
 
 def _save_nt_xent(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    z0, z1, temperature, ctx.fixed_shift, ctx.backend = inputs
+    z0, z1, temperature, *others = inputs
+    ctx.fixed_shift, ctx.bfloat16, _, ctx.backend = others
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(z0, z1, temperature, *output[1:])
@@ -141,12 +162,14 @@ def _save_nt_xent(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 def _nt_xent_gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 5
+        return (None,) * 7
     need_z0, need_z1, need_temperature = ctx.needs_input_grad[:3]
     dz0, dz1, dtemperature = _raising_nt_xent_backward(
-        grad, *ctx.saved_tensors, ctx.fixed_shift, need_z0 or need_z1, need_temperature, ctx.backend
+        *(grad, *ctx.saved_tensors, need_z0 or need_z1, need_temperature),
+        *(ctx.fixed_shift, ctx.bfloat16, ctx.backend),
     )
-    return dz0 if need_z0 else None, dz1 if need_z1 else None, dtemperature if need_temperature else None, None, None
+    needed = (dz0 if need_z0 else None, dz1 if need_z1 else None, dtemperature if need_temperature else None)
+    return *needed, None, None, None, None
 
 
 _raising_nt_xent_backward = backward_operator(_nt_xent_backward, "nt_xent")

@@ -10,22 +10,23 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor) -> Tensor:
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, bfloat16: bool = False) -> Tensor:
     """Per-anchor losses [2N]: log Σ_{j≠i} exp S_ij − S_i,pos(i), as softplus(lse over the negatives − S_i,pos(i)).
 
-    NaN for a temperature that is not positive and finite.
+    NaN for a temperature that is not positive and finite. With `bfloat16` the negatives' products take rounded rows.
     """
     n = z0.shape[0]
     if isinstance(temperature, Tensor):
         temperature = temperature.where((temperature > 0) & (temperature < torch.inf), torch.nan)
     z = torch.cat([z0, z1]).to(accumulation_dtype(z0.dtype))
     z = z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    logits = z @ z.T / temperature
+    rounded = z.to(torch.bfloat16).to(z.dtype) if bfloat16 else z
+    logits = rounded @ rounded.T / temperature
 
     column = torch.arange(2 * n, device=z.device)
     positive = (column + n) % (2 * n)
     negatives = (column != column[:, None]) & (column != positive[:, None])
-    difference = masked_logsumexp(logits, negatives) - logits[column, positive]
+    difference = masked_logsumexp(logits, negatives) - (z * z.roll(n, 0)).sum(1) / temperature
     return -F.logsigmoid(-difference)  # softplus, without the threshold that F.softplus has
 
 

@@ -340,23 +340,26 @@ def gradient_unit(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def nt_xent_forward(
-    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool | None, bfloat16: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The per-anchor losses of NT-Xent and what backward needs of them.
 
     Args:
         z0, z1: [N, D] of one dtype and any strides, not normalised.
         temperature: 0-dim float32; a value that is not positive and finite gives NaN.
         fixed_shift: sum exponentials as they are; needs 1 / temperature + log 2N < 64.
+        bfloat16: products of rows rounded to bfloat16, whatever their dtype.
+        keep: False; exponentials are never kept here.
 
     Returns:
-        losses, lse over the negatives, d = lse − S_pos and inv_norm = 1 / max(‖x‖, 1e-12), each [2N] float32.
+        losses, lse over the negatives, d = lse − S_pos and inv_norm = 1 / max(‖x‖, 1e-12), each [2N] float32, and an
+        empty tensor.
     """
-    dim = z0.shape[1]
-    tiles = forward_tiles(architecture_of(z0), z0.dtype, dim)
-    z, inv_norm, cosine, scale = normalise(z0, z1, temperature, tiles.width(dim))
-    lse, d, losses = logsumexp(z, dim, tiles, scale, cosine, True, fixed_shift)
-    return losses, lse, d, inv_norm
+    dim, dtype = z0.shape[1], torch.bfloat16 if bfloat16 else z0.dtype
+    tiles = forward_tiles(architecture_of(z0), dtype, dim)
+    z, inv_norm, cosine, scale = normalise(z0, z1, temperature, tiles.width(dim), dtype)
+    lse, d, losses = logsumexp(z, dim, tiles, scale, cosine, True, bool(fixed_shift))
+    return losses, lse, d, inv_norm, losses.new_empty(0)
 
 
 def nt_xent_backward(
@@ -367,15 +370,17 @@ def nt_xent_backward(
     lse: Tensor,
     d: Tensor,
     inv_norm: Tensor,
-    fixed_shift: bool,
+    exponentials: Tensor,
     need_z: bool,
     need_temperature: bool,
+    fixed_shift: bool | None,
+    bfloat16: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · loss_i: dz0 and dz1 (None unless need_z), dtemperature (None unless need_temperature)."""
-    dim = z0.shape[1]
-    tiles = backward_tiles(architecture_of(z0), z0.dtype, dim)
-    z, _, _, scale = normalise(z0, z1, temperature, tiles.width(dim))
-    rows, unit = weighted_rows(grad, z, dim, tiles, scale, lse, d, True, fixed_shift)
+    dim, dtype = z0.shape[1], torch.bfloat16 if bfloat16 else z0.dtype
+    tiles = backward_tiles(architecture_of(z0), dtype, dim)
+    z, _, _, scale = normalise(z0, z1, temperature, tiles.width(dim), dtype)
+    rows, unit = weighted_rows(grad, z, dim, tiles, scale, lse, d, True, bool(fixed_shift))
     dz0, dz1, radial = normalise_backward(grad, unit, scale, d, inv_norm, rows, z0, z1, need_z)
     return dz0, dz1, -0.5 * scale * radial.sum() if need_temperature else None
 

@@ -69,10 +69,12 @@ def normalise_kernel(
         tl.store(p_scale, tl.where(m_valid, 1 / b_temperature, float("nan")))
 
 
-def normalise(z0: Tensor, z1: Tensor, temperature: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z [2N, width] of the views' dtype, inv_norm [2N], cosine [N] of each pair, 1 / temperature (0-dim); float32."""
+def normalise(
+    z0: Tensor, z1: Tensor, temperature: Tensor, width: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z [2N, width] of `dtype`, inv_norm [2N], cosine [N] of each pair, 1 / temperature (0-dim); float32."""
     n, dim = z0.shape
-    z = z0.new_empty(2 * n, width)
+    z = z0.new_empty(2 * n, width, dtype=dtype)
     inv_norm, cosine, scale = (temperature.new_empty(shape) for shape in ((2 * n,), (n,), ()))
     with torch.cuda.device_of(z0):
         normalise_kernel[(triton.cdiv(n, BLOCK_ROWS),)](
