@@ -1,112 +1,130 @@
-"""NT-Xent on the CPU, float32, D = 128, τ = 0.1, against eager PyTorch and torch.compile: time and extra memory.
+"""NT-Xent and MoCo's queue, D = 128, τ = 0.1: time, memory and the fraction of the machine's limit.
 
-    pytest bench/bench_contrast.py                 # HSV_BENCH_THREADS=2 by default
-
-Providers run in turn within each round, so that another load on the machine falls on all alike; each row gives the
-median and the least time and the median ratio of pairs. pytest-benchmark records the fused loss in the same rounds.
+pytest bench/bench_contrast.py runs it alone; `make bench` runs all benchmarks and writes the results.
 """
 
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.common import interleaved, peak_in_child, print_peak, ratio
-from hsv_kernels import nt_xent
+from bench import providers as p
+from bench.cases import DEVICE, HUGE_PAGES, QUICK, Case, Provider, Work
+from hsv_kernels import nt_xent, similarity_logsumexp
 
-DIM, TEMPERATURE = 128, 0.1
-ROUNDS = {256: 60, 1024: 21, 4096: 7}
-THREADS = int(os.environ.get("HSV_BENCH_THREADS", "2"))
-
-
-def fused(z0: Tensor, z1: Tensor) -> Tensor:
-    return nt_xent(z0, z1, TEMPERATURE)
+DIM = 128
+SIZES = [64, 128] if QUICK else [256, 512, 1024, 2048, 4096, *([] if HUGE_PAGES else [8192, 16384, 32768])]
+QUEUE = (32, 1024) if QUICK else (256, 65536)
+BF16 = torch.bfloat16
 
 
-def eager(z0: Tensor, z1: Tensor) -> Tensor:
-    """The loss as it is usually written: one cross-entropy over the masked similarity matrix."""
-    n = z0.shape[0]
-    z = F.normalize(torch.cat([z0, z1]))
-    logits = z @ z.T / TEMPERATURE
-    logits.fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(2 * n).roll(n))
+def hsv_nt_xent(z0: Tensor, z1: Tensor) -> Tensor:
+    return nt_xent(z0, z1, p.TEMPERATURE)
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-PROVIDERS: dict[str, Loss] = {"hsv": fused, "eager": eager, "compile": torch.compile(eager, dynamic=False)}
+def hsv_queue(q: Tensor, positive: Tensor, queue: Tensor) -> Tensor:
+    d, _ = similarity_logsumexp(q, queue, scale=1 / p.TEMPERATURE, positive=positive)
+    return F.softplus(d).mean()
 
 
-def step(loss: Loss, z0: Tensor, z1: Tensor, mode: str) -> Tensor:
-    if mode == "forward":
-        with torch.no_grad():
-            return loss(z0, z1)
-    value = loss(z0, z1)
-    torch.autograd.grad(value, (z0, z1))
-    return value
+NT_XENT = {
+    "float32": {
+        "hsv": Provider(lambda: hsv_nt_xent),
+        "eager": Provider(lambda: p.eager_nt_xent),
+        "torch.compile": Provider(p.compiled(p.eager_nt_xent)),
+        "lightly": Provider(p.lightly_nt_xent),
+        "solo-learn's formula": Provider(p.solo_learn_nt_xent),
+        "linear_cross_entropy": Provider(p.chunked_nt_xent, note="column i of row i is taken off afterwards"),
+        "pytorch-metric-learning": Provider(p.metric_learning_nt_xent),
+    },
+    "bfloat16": {
+        "hsv": Provider(lambda: hsv_nt_xent, BF16),
+        "eager": Provider(lambda: p.autocast(p.eager_nt_xent), BF16, note="autocast"),
+        "torch.compile": Provider(p.compiled(p.autocast(p.eager_nt_xent)), BF16, note="autocast"),
+    },
+}
+MOCO = {
+    "float32": {
+        "hsv": Provider(lambda: hsv_queue),
+        "eager": Provider(lambda: p.eager_queue),
+        "torch.compile": Provider(p.compiled(p.eager_queue)),
+        "linear_cross_entropy": Provider(
+            p.chunked_queue, note="the batch's other keys are negatives too", compared=False
+        ),
+    },
+    "bfloat16": {
+        "hsv": Provider(lambda: hsv_queue, BF16),
+        "eager": Provider(lambda: p.autocast(p.eager_queue), BF16, note="autocast"),
+        "torch.compile": Provider(p.compiled(p.autocast(p.eager_queue)), BF16, note="autocast"),
+    },
+}
+LARGEST = dict.fromkeys(NT_XENT["float32"], 8192) | {  # N beyond which one call takes many seconds
+    "hsv": 32768,
+    "lightly": 4096,
+    "solo-learn's formula": 4096,
+    "pytorch-metric-learning": 256,
+}
 
 
-def views(n: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    z0, z1 = (torch.randn(n, DIM, generator=generator).requires_grad_() for _ in range(2))
+def rows(n: int, seed: int) -> Tensor:
+    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def two_views(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    z0, z1 = (rows(n, seed).to(DEVICE, dtype).requires_grad_() for seed in range(2))
     return z0, z1
 
 
-@pytest.fixture(autouse=True)
-def threads() -> None:
-    torch.set_num_threads(THREADS)
+def query_and_queue(n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised; the keys are frozen."""
+    q, positive, queue = (F.normalize(rows(size, seed)).to(DEVICE, dtype) for seed, size in enumerate((n, n, m)))
+    return q.requires_grad_(), positive, queue
 
 
-@pytest.mark.parametrize("mode", ["forward", "both"])
-@pytest.mark.parametrize("n", ROUNDS)
-def test_time(n: int, mode: str, record: Callable[[dict[str, object]], None], benchmark: Callable) -> None:
-    z0, z1 = views(n)
-    steps = {name: partial(step, loss, z0, z1, mode) for name, loss in PROVIDERS.items()}
-    assert abs(steps["hsv"]() - steps["eager"]()) <= 1e-5 * steps["eager"]().abs()
-
-    seconds = interleaved(benchmark, steps, ROUNDS[n])
-    for name, times in seconds.items():
-        record(
-            {
-                "kernel": "nt_xent",
-                "mode": mode,
-                "N": n,
-                "provider": name,
-                "median ms": f"{1e3 * sorted(times)[len(times) // 2]:.2f}",
-                "min ms": f"{1e3 * min(times):.2f}",
-                "× hsv": f"{ratio(times, seconds['hsv']):.2f}",
-            }
-        )
-    if (n, mode) == (4096, "both"):
-        assert ratio(seconds["eager"], seconds["hsv"]) >= 3
+def nt_xent_case(n: int, products: str) -> Case:
+    m = 2 * n
+    once = Work(flops=m * m * DIM, exponentials=m * m / 2)  # S is symmetric: half of its products and exponentials
+    return Case(
+        operation="nt_xent",
+        shape={"N": n},
+        products=products,
+        inputs=partial(two_views, n),
+        providers=NT_XENT[products],
+        work={
+            "forward": once,
+            "backward": Work(3 * once.flops, once.exponentials),
+            "both": Work(4 * once.flops, 2 * once.exponentials),
+        },
+        timed=tuple(name for name in NT_XENT[products] if n <= LARGEST[name]),
+        seconds={4096: 20, 8192: 15}.get(n, 5),
+        rounds=(5, 51) if n <= 4096 else (3, 5) if n <= 8192 else (2, 2),
+    )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_extra_memory(record: Callable[[dict[str, object]], None]) -> None:
-    n = 4096
-    extra = {name: peak_in_child("bench.bench_contrast", name, str(n)) for name in PROVIDERS}
-    for name, size in extra.items():
-        record(
-            {
-                "kernel": "nt_xent",
-                "mode": "both",
-                "N": n,
-                "provider": name,
-                "extra MiB": f"{size / 2**20:.1f}",
-                "× hsv": f"{size / extra['hsv']:.1f}",
-            }
-        )
-    assert extra["eager"] >= 30 * extra["hsv"]
+def queue_case(products: str) -> Case:
+    n, m = QUEUE
+    forward = Work(flops=2 * n * m * DIM, exponentials=n * m)
+    # One pass gives the loss and Σ_j p_ij k_j: nothing of the queue is left for the backward.
+    both = Work(2 * forward.flops, forward.exponentials)
+    return Case(
+        operation="similarity_logsumexp",
+        shape={"n": n, "queue": m},
+        products=products,
+        inputs=partial(query_and_queue, n, m),
+        providers=MOCO[products],
+        work={"forward": forward, "both": both},
+        seconds=8,
+    )
 
 
-if __name__ == "__main__":  # provider N: the child of test_extra_memory
-    torch.set_num_threads(THREADS)
-    provider, size = PROVIDERS[sys.argv[1]], int(sys.argv[2])
-    small, large = views(64), views(size)
-    if sys.argv[1] == "compile":  # the compiler itself takes more than the loss
-        step(provider, *large, "both")
-    print_peak(lambda: step(provider, *large, "both"), lambda: step(provider, *small, "both"))
+CASES = [
+    *(nt_xent_case(n, "float32") for n in SIZES),
+    *(nt_xent_case(n, "bfloat16") for n in SIZES if n <= 16384),
+    *(queue_case(products) for products in MOCO),
+]
+
+
+def test_speed(case: Case, mode: str, provider: str, record: Callable[[Case, str, str], None]) -> None:
+    record(case, mode, provider)

@@ -1,84 +1,85 @@
-"""Random masking and gather of tokens, forward and backward, against MAE's two argsorts and a gather.
+"""Random masking and gather of the kept quarter, of tokens and of images, against MAE's two argsorts and a gather."""
 
-    python bench/bench_masking.py [--batch 64] [--patches 196] [--values 768] [--keep 49] [--rounds 30]
-
-Calls are interleaved: each round times every provider once, and the medians of the rounds are printed. Most of the time
-of a memory-bound operation can be page faults; THP_MEM_ALLOC_ENABLE=1 gives torch's own allocations huge pages too.
-"""
-
-import argparse
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from itertools import count
 
 import torch
 from torch import Tensor
 
-from hsv_kernels import backends, gather_tokens, random_masking
+from bench.cases import DEVICE, QUICK, Case, Provider, Work
+from bench.providers import compiled
+from hsv_kernels import gather_patches, gather_tokens, random_masking
+from hsv_kernels.ops.masking.reference import patchify
+
+BATCH = 2 if QUICK else 64
+SIDE, PATCH, CHANNELS = 224, 16, 3
+L = (SIDE // PATCH) ** 2
+K, VALUES = L // 4, PATCH * PATCH * CHANNELS
 
 
-def mae(tokens: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept tokens, mask and ids_restore as the plain operation computes them."""
-    B, L, D = tokens.shape
+def eager_tokens(tokens: Tensor) -> Tensor:
+    """Kept tokens by the order of random numbers, with the mask and ids_restore that MAE's decoder needs."""
+    B, _, D = tokens.shape
     order = torch.rand(B, L, device=tokens.device).argsort(dim=1)
     ids_restore = order.argsort(dim=1)
-    kept = tokens.gather(1, order[:, :keep, None].expand(-1, -1, D))
     mask = torch.ones(B, L, device=tokens.device)
-    mask[:, :keep] = 0
-    return kept, mask.gather(1, ids_restore), ids_restore
+    mask[:, :K] = 0
+    mask = mask.gather(1, ids_restore)
+    return tokens.gather(1, order[:, :K, None].expand(-1, -1, D))
 
 
-def fused(tokens: Tensor, keep: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    ids_keep, ids_restore, mask = random_masking(
-        *tokens.shape[:2], num_keep=keep, seed=0, offset=step, device=tokens.device
+def eager_patches(images: Tensor) -> Tensor:
+    return eager_tokens(patchify(images, PATCH, PATCH))
+
+
+def hsv(gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Callable[[Tensor], Tensor]]:
+    def make() -> Callable[[Tensor], Tensor]:
+        steps = count()
+
+        def run(x: Tensor) -> Tensor:
+            ids_keep, _, _ = random_masking(BATCH, L, num_keep=K, seed=0, offset=next(steps), device=x.device)
+            return gather(x, ids_keep)
+
+        return run
+
+    return make
+
+
+def hsv_patches(images: Tensor, ids_keep: Tensor) -> Tensor:
+    return gather_patches(images, ids_keep, PATCH)
+
+
+def tokens(dtype: torch.dtype) -> tuple[Tensor]:
+    return (torch.randn(BATCH, L, VALUES, dtype=dtype, device=DEVICE, requires_grad=True),)
+
+
+def images(dtype: torch.dtype) -> tuple[Tensor]:
+    return (torch.randn(BATCH, CHANNELS, SIDE, SIDE, dtype=dtype, device=DEVICE, requires_grad=True),)
+
+
+def masking_case(operation: str, inputs: Callable, fused: Callable, eager: Callable) -> Case:
+    kept, whole = 4.0 * BATCH * K * VALUES, 4.0 * BATCH * L * VALUES
+    forward, backward = 2 * kept, kept + whole  # read and write; read, and write zeros between
+    return Case(
+        operation=operation,
+        shape={"B": BATCH, "L": L, "values": VALUES},
+        products="float32",
+        inputs=inputs,
+        providers={
+            "hsv": Provider(hsv(fused), compared=False),
+            "eager": Provider(lambda: eager),
+            "torch.compile": Provider(compiled(eager), compared=False),
+        },
+        work={"forward": Work(bytes=forward), "backward": Work(bytes=backward), "both": Work(bytes=forward + backward)},
+        seconds=5,
     )
-    return gather_tokens(tokens, ids_keep), mask, ids_restore
 
 
-def providers(tokens: Tensor, gradient: Tensor, keep: int) -> dict[str, Callable[[int], None]]:
-    compiled = torch.compile(mae)
-
-    def both(kept: Tensor) -> None:
-        torch.autograd.grad(kept, tokens, gradient)
-
-    return {
-        "hsv": lambda step: both(fused(tokens, keep, step)[0]),
-        "eager": lambda step: both(mae(tokens, keep)[0]),
-        "torch.compile": lambda step: both(compiled(tokens, keep)[0]),
-    }
+CASES = [
+    masking_case("random_masking + gather_tokens", tokens, gather_tokens, eager_tokens),
+    masking_case("random_masking + gather_patches", images, hsv_patches, eager_patches),
+]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("batch", 64), ("patches", 196), ("values", 768), ("keep", 49), ("rounds", 30), ("threads", 2)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-
-    tokens = torch.randn(given.batch, given.patches, given.values, requires_grad=True)
-    gradient = torch.randn(given.batch, given.keep, given.values)
-    calls = providers(tokens, gradient, given.keep)
-    walls, busy = ({name: [] for name in calls} for _ in range(2))
-    for step in range(given.rounds + 3):
-        for name, call in calls.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call(step)
-            if step >= 3:  # the first rounds compile and fill caches
-                walls[name].append(1e3 * (time.perf_counter() - wall))
-                busy[name].append(1e3 * (time.process_time() - cpu))
-
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {given.threads} threads,", end=" ")
-    print(
-        f"huge pages for torch: {os.environ.get('THP_MEM_ALLOC_ENABLE', '0')}; masking: {backends()['masking']['cpu']}"
-    )
-    print(f"{'':14}{'wall ms':>10}{'cpu ms':>10}{'wall ÷ hsv':>12}{'cpu ÷ hsv':>12}")
-    first = {kind: statistics.median(times["hsv"]) for kind, times in (("wall", walls), ("cpu", busy))}
-    for name in calls:
-        wall, cpu = statistics.median(walls[name]), statistics.median(busy[name])
-        print(f"{name:14}{wall:10.2f}{cpu:10.2f}{wall / first['wall']:12.2f}{cpu / first['cpu']:12.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def test_speed(case: Case, mode: str, provider: str, record: Callable[[Case, str, str], None]) -> None:
+    record(case, mode, provider)

@@ -151,6 +151,27 @@ void define_masking(py::module_& m) {
       release());
 }
 
+void define_limits(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "limit_fma", [](double seconds, int threads) { return hsv::active_kernels().limits.fma(seconds, threads); },
+      release(), "float32 flops / s of multiply-adds");
+  m.def(
+      "limit_dot_bf16",
+      [](double seconds, int threads) { return hsv::active_kernels().limits.dot_bf16(seconds, threads); }, release(),
+      "flops / s of bfloat16 dot products, 0 where the instruction set has none");
+  m.def(
+      "limit_exponentials",
+      [](double seconds, int threads) { return hsv::active_kernels().limits.exponentials(seconds, threads); },
+      release(), "2^x / s");
+  m.def(
+      "limit_copy",
+      [](Address to, Address from, int64_t bytes, double seconds, int threads) {
+        return hsv::active_kernels().limits.copy(pointer(to), pointer(from), bytes, seconds, threads);
+      },
+      release(), "bytes read plus written / s");
+}
+
 #ifdef HSV_HAS_CUDA
 void define_cuda_masking(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
@@ -204,6 +225,7 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
+  define_limits(m);
   define_masking(m);
   define_reconstruction(m);
 }

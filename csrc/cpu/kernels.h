@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/contrast.h"
+#include "cpu/limits.h"
 #include "cpu/masking.h"
 #include "cpu/reconstruction.h"
 
@@ -12,6 +13,7 @@ struct Kernels {
   ContrastKernels contrast;
   MaskingKernels masking;
   ReconstructionKernels reconstruction;
+  LimitKernels limits;
 };
 
 namespace portable {
