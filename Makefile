@@ -1,13 +1,14 @@
 # make demo    install into .venv and train the hybrid on the embedded digits
 # make test    install into .venv and run every test
 # make lint    formatting and static checks
-# make bench   benchmarks of the kernels
+# make bench   time and memory against what else there is; writes bench/results and docs/speed.md (a quarter of an hour)
+# make bench-check [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]   what got slower between two result files
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint bench clean prerequisites
+.PHONY: help demo test lint bench bench-check clean prerequisites
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,7 +31,10 @@ lint: $(VENV)/installed
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest -q bench --benchmark-only
+	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+bench-check: $(VENV)/installed
+	$(BIN)/python -m bench.check $(if $(BASE),--base $(BASE)) $(if $(NEW),--new $(NEW)) $(if $(TOLERANCE),--tolerance $(TOLERANCE))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info hsv_kernels/_C*.so

@@ -24,6 +24,10 @@ def hsv_nt_xent(z0: Tensor, z1: Tensor) -> Tensor:
     return nt_xent(z0, z1, p.TEMPERATURE)
 
 
+def hsv_nt_xent_bf16_products(z0: Tensor, z1: Tensor) -> Tensor:
+    return nt_xent(z0, z1, p.TEMPERATURE, dot_dtype=BF16)
+
+
 def hsv_queue(q: Tensor, positive: Tensor, queue: Tensor) -> Tensor:
     d, _ = similarity_logsumexp(q, queue, scale=1 / p.TEMPERATURE, positive=positive)
     return F.softplus(d).mean()
@@ -43,6 +47,7 @@ NT_XENT = {
         "hsv": Provider(lambda: hsv_nt_xent, BF16),
         "eager": Provider(lambda: p.autocast(p.eager_nt_xent), BF16, note="autocast"),
         "torch.compile": Provider(p.compiled(p.autocast(p.eager_nt_xent)), BF16, note="autocast"),
+        "hsv, float32 inputs": Provider(lambda: hsv_nt_xent_bf16_products, note="dot_dtype=torch.bfloat16"),
     },
 }
 MOCO = {
@@ -62,6 +67,7 @@ MOCO = {
 }
 LARGEST = dict.fromkeys(NT_XENT["float32"], 8192) | {  # N beyond which one call takes many seconds
     "hsv": 32768,
+    "hsv, float32 inputs": 16384,
     "lightly": 4096,
     "solo-learn's formula": 4096,
     "pytorch-metric-learning": 256,

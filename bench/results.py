@@ -35,7 +35,7 @@ def origin() -> Row:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
         "system": f"{platform.system()} {platform.release()}",
         "commit": commit(),
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "huge_pages_for_all": HUGE_PAGES,
         "transparent_huge_pages": transparent_huge_pages(),

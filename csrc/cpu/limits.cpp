@@ -94,7 +94,7 @@ double exponentials(double seconds, int threads) {
       HSV_UNROLL
       for (int i = 0; i < 4; i++) {
         opaque(x);
-        sum[i] += exp2(x);
+        sum[i] += exp2_in_range(x);
       }
     }
     HSV_UNROLL
