@@ -1,5 +1,6 @@
 # make demo    install into .venv and train the hybrid on the embedded digits
 # make test    install into .venv and run every test
+# make sanitize  run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make lint    formatting and static checks
 # make bench   time and memory against what else there is; writes bench/results and docs/speed.md (a quarter of an hour)
 # make bench-check [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]   what got slower between two result files
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint bench bench-check clean prerequisites
+.PHONY: help demo test sanitize lint bench bench-check clean prerequisites
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -25,10 +26,27 @@ test: $(VENV)/installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/python -m pytest -q tests/aot
 
+# Each sanitizer has a build of the package of its own, which the tests import in place of the installed one. gcc's
+# runtime must be the first library of the process, and libstdc++ be there when it looks for __cxa_throw. ThreadSanitizer
+# knows nothing of libgomp's barriers: its build brings teams of its own, and OMP_THREAD_LIMIT keeps torch from making any.
+SANITIZED_BUILD = CXX=g++ HSV_BUILD_CUDA=0 HSV_BUILD_TYPE=RelWithDebInfo $(BIN)/python setup.py -q build
+SANITIZED_TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider -k "not compiles" tests/kernels
+PRELOAD = LD_PRELOAD="$$(g++ -print-file-name=$(1)) $$(g++ -print-file-name=libstdc++.so.6)"
+
+sanitize: $(VENV)/installed
+	HSV_CMAKE_ARGS=-DHSV_SANITIZE=address,undefined,float-cast-overflow \
+		$(SANITIZED_BUILD) --build-base build/asan --build-lib build/asan
+	set -e; for isa in $$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas())"); do \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HSV_CPU_ISA=$$isa $(call PRELOAD,libasan.so) \
+		$(SANITIZED_TEST) -o pythonpath=build/asan; done
+	HSV_CMAKE_ARGS=-DHSV_SANITIZE=thread $(SANITIZED_BUILD) --build-base build/tsan --build-lib build/tsan
+	OMP_THREAD_LIMIT=1 TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" HSV_CPU_ISA=avx2 $(call PRELOAD,libtsan.so) \
+		$(SANITIZED_TEST) -o pythonpath=build/tsan
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
