@@ -272,23 +272,23 @@ double write_row_grad(const ContrastProblem& p, const ContrastBackward& b, const
   const bool project = p.views == 2 && !(m.factor[i] >= 1e12);
   const auto width = [&](int64_t k) { return p.dim - k < P ? p.dim - k : P; };
 
-  T x[P], other[P];
+  T buffers[2][P];
   Vector<T> along = {};
   for (int64_t k = 0; k < p.dim; k += P) {
     T* grad = m.grad + k * m.z.rows + i * P;
-    for (int64_t h = width(k); h < P; h++) x[h] = other[h] = 0;
-    read_row(p, i, k, width(k), x);
-    if (p.views == 2) read_row(p, positive, k, width(k), other);
+    const T* x = row_values(p, i, k, width(k), buffers[0]);
+    const T* other = p.views == 2 ? row_values(p, positive, k, width(k), buffers[1]) : x;
     for (int h = 0; h < P; h += kLanes<T>) {
-      if (p.views == 2) store(grad + h, load(grad + h) - factor * load(other + h));
-      along += load(grad + h) * (own_factor * load(x + h));
+      const Vector<T> dz = load(grad + h) - factor * load(other + h);
+      along += dz * (own_factor * load(x + h));
+      store(grad + h, dz);
     }
   }
   if (b.view_grad[view]) {
     const T projection = project ? sum(along) * own_factor : 0, outer = static_cast<T>(p.scale * m.factor[i]);
     for (int64_t k = 0; k < p.dim; k += P) {
       T* grad = m.grad + k * m.z.rows + i * P;
-      read_row(p, i, k, width(k), x);
+      const T* x = row_values(p, i, k, width(k), buffers[0]);
       for (int h = 0; h < P; h += kLanes<T>) store(grad + h, outer * (load(grad + h) - projection * load(x + h)));
       write_elements(p.dtype, grad, width(k), b.view_grad[view], row * p.dim + k);
     }

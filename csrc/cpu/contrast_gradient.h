@@ -5,8 +5,8 @@
 
 namespace hsv::HSV_ISA {
 
-inline constexpr int64_t kWeightTile = 128;    // most rows and columns of a tile: a multiple of every panel
-inline constexpr int64_t kWeightStride = 144;  // lines of the cache between two rows are odd in number, or nearly so
+inline constexpr int64_t kWeightTile = 192;    // most rows and columns of a tile: a multiple of every panel
+inline constexpr int64_t kWeightStride = 208;  // lines of the cache between two rows are odd in number, or nearly so
 
 // The weights of a tile as both products take them: by rows, and by columns for the mirror image.
 template <class E>

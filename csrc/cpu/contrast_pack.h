@@ -54,6 +54,20 @@ void read_row(const ContrastProblem& p, int64_t row, int64_t begin, int64_t n, T
   read_row(p.dtype, p.view[view], row - view * p.rows, begin, n, out);
 }
 
+// Values [begin, begin + n) of a row: where they lie, or in `buffer`, filled up with zeros to whole vectors, if they
+// have another type or stride or do not fill the last vector.
+template <class T>
+const T* row_values(const ContrastProblem& p, int64_t row, int64_t begin, int64_t n, T* buffer) {
+  const Rows& view = p.view[row >= p.rows];
+  const bool direct = p.dtype == (sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32) && view.column_stride == 1;
+  if (direct && n % kPanel<T> == 0) {
+    return static_cast<const T*>(view.data) + (row >= p.rows ? row - p.rows : row) * view.row_stride + begin;
+  }
+  read_row(p, row, begin, n, buffer);
+  for (int64_t k = n; k % kPanel<T>; k++) buffer[k] = 0;
+  return buffer;
+}
+
 HSV_INLINE Vector<double> load_double(const double* p) {
   return load(p);
 }
@@ -67,20 +81,16 @@ HSV_INLINE Vector<double> load_double(const float* p) {
 // ⟨a, b⟩ of rows as given, in double: neither overflows nor underflows for float rows.
 template <class T>
 double dot_rows(const ContrastProblem& p, int64_t a, int64_t b) {
-  constexpr int64_t kChunk = 128;
-  T x[kChunk], y[kChunk];
+  constexpr int64_t kChunk = 4 * kPanel<T>, half = kLanes<double>;
+  T buffers[2][kChunk];
   Vector<double> sums[2] = {};
   for (int64_t begin = 0; begin < p.dim; begin += kChunk) {
     const int64_t n = p.dim - begin < kChunk ? p.dim - begin : kChunk;
-    constexpr int64_t step = 2 * kLanes<double>;
-    const int64_t whole = (n + step - 1) / step * step;
-    for (int64_t k = n; k < whole; k++) x[k] = y[k] = 0;
-    read_row(p, a, begin, n, x);
-    if (a != b) read_row(p, b, begin, n, y);
-    const T* other = a == b ? x : y;
-    for (int64_t k = 0; k < whole; k += step) {
-      sums[0] += load_double(x + k) * load_double(other + k);
-      sums[1] += load_double(x + k + step / 2) * load_double(other + k + step / 2);
+    const T* x = row_values(p, a, begin, n, buffers[0]);
+    const T* y = a == b ? x : row_values(p, b, begin, n, buffers[1]);
+    for (int64_t k = 0; k < n; k += 2 * half) {
+      sums[0] += load_double(x + k) * load_double(y + k);
+      sums[1] += load_double(x + k + half) * load_double(y + k + half);
     }
   }
   return sum(sums[0] + sums[1]);
@@ -125,10 +135,9 @@ void pack_panel(const ContrastProblem& p, int64_t first, const double* factor, c
   for (int64_t begin = 0; begin < p.dim; begin += P) {
     const int64_t n = p.dim - begin < P ? p.dim - begin : P;
     for (int64_t r = 0; r < used; r++) {
-      read_row(p, first + r, begin, n, block[r]);
-      for (int64_t k = n; k < P; k++) block[r][k] = 0;
+      const T* values = row_values(p, first + r, begin, n, block[r]);
       for (int64_t k = 0; k < P; k++) {
-        const double x = block[r][k] * factor[r];
+        const double x = values[k] * factor[r];
         block[r][k] = static_cast<T>(x);
         scaled[k] = static_cast<T>(x * out.root);
       }
@@ -136,6 +145,7 @@ void pack_panel(const ContrastProblem& p, int64_t first, const double* factor, c
     }
     E* panel = out.panels + first * out.depth + begin / kValues<E> * P;
     for (int64_t k = 0; k < depth_of<E>(n); k++) {
+      HSV_UNROLL
       for (int64_t r = 0; r < P; r++) panel[k * P + r] = elements[r][k];
     }
     if (out.slabs) to_slab(block, const_cast<E*>(out.slab(begin, first)));
