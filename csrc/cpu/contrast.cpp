@@ -191,8 +191,10 @@ template <class E>
 struct BackwardMemory : RowMemory<E> {
   using T = Sum<E>;
   struct alignas(64) Scratch {
-    WeightTile<E> weights;
-    TileSums<T> shares;
+    union {
+      WeightTile<E> weights;
+      TileSums<T> shares;  // before the weights
+    };
     double scale_grad;
   };
   T* grad;  // [slab][row][kPanel], Σ_j W_ij z_j

@@ -289,7 +289,7 @@ def test_workspace_is_bounded() -> None:
     z = torch.empty(n, dim)
     for fixed_shift in (True, False):
         problem = cpu._problem((z, z), 10.0, True, fixed_shift, False, threads)
-        rows, tiles = 2 * n * dim * 4, threads * 240 * 1024
+        rows, tiles = 2 * n * dim * 4, threads * 160 * 1024
         assert compiled_module().contrast_workspace(problem, False) <= rows + 2 * n * 20 + tiles
         gradients = 2 * n * dim * 4
         assert compiled_module().contrast_workspace(problem, True) + gradients <= 4 * rows + 2 * n * 24 + tiles
