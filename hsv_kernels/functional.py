@@ -88,6 +88,7 @@ def similarity_logsumexp(
     positive: Tensor | None = None,
     q_labels: Tensor | None = None,
     k_labels: Tensor | None = None,
+    dot_dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-sum-exp of scaled similarities, the primitive of contrastive losses.
@@ -99,12 +100,15 @@ def similarity_logsumexp(
 
     Args:
         q: [n, D] queries.
-        k: [m, D] keys; None is the square form k = q, whose gradient is the sum of both roles. Keys get a gradient if
-            they require one.
+        k: [m, D] keys of any strides; None is k = q, whose gradient is the sum of both roles. Keys that require no
+            gradient cost none: backward does not read them, so that a queue may be overwritten before it.
         scale: finite number of any sign, or a 0-dim tensor, which may require grad; 1 / temperature in most losses.
         exclude_self: leave column i + self_offset out of row i.
         positive: int64 [n], a column of k for each query, or rows [n, D]; left out of the sum.
         q_labels, k_labels: integers [n] and [m]; columns whose label equals the row's are left out.
+        dot_dtype: torch.bfloat16 takes bfloat16 products of float32 rows, faster where the machine has them (float32
+            products serve CPUs that have none); None takes products of the rows' type. Sums and positives are float32
+            either way.
         backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
 
     Returns:
@@ -114,8 +118,9 @@ def similarity_logsumexp(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
-        BackendError: a named backend that does not serve this form (cpu and triton serve the square form without
-            positive and labels; the reference serves all of them).
+        IndexError: a positive column that k does not have (on the CPU; undefined on other devices).
+        BackendError: a named backend that does not serve this form: triton serves k=None without self_offset, positive
+            and labels, cpu and the reference serve all of them.
     """
     check_floating("q", q)
     check_shape("q", q, "n", "D")
@@ -132,10 +137,9 @@ def similarity_logsumexp(
         raise ValueError(f"self_offset needs exclude_self=True; got self_offset={self_offset} without it")
     _check_positive(positive, q)
     _check_labels(q_labels, k_labels, q, keys)
-    return contrast.similarity_logsumexp(
-        *(q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels),
-        backend=contrast.resolve_form(q, k, self_offset, positive, q_labels, backend),
-    )
+    bfloat16 = check_dot_dtype(dot_dtype, q)
+    form = contrast.Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
+    return contrast.similarity_logsumexp(q, k, scale, form, backend=contrast.resolve_form(q, k, form, backend))
 
 
 def _check_positive(positive: Tensor | None, q: Tensor) -> None:

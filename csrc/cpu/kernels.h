@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/contrast.h"
+#include "cpu/contrast_rectangle.h"
 #include "cpu/limits.h"
 #include "cpu/masking.h"
 #include "cpu/reconstruction.h"
@@ -11,6 +12,7 @@ namespace hsv {
 struct Kernels {
   const char* isa;
   ContrastKernels contrast;
+  RectangleKernels rectangle;
   MaskingKernels masking;
   ReconstructionKernels reconstruction;
   LimitKernels limits;

@@ -1,4 +1,4 @@
-"""What the contrast functions refuse, which backend serves them, and the forms that the reference alone serves."""
+"""What the contrast functions refuse, which backend serves them, and the forms that Triton does not serve."""
 
 import warnings
 from typing import Any
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from hsv_kernels import BackendError, NTXentLoss, backends, nt_xent, similarity_logsumexp, use_backend
-from hsv_kernels.backends import _warn_once, why_not
+from hsv_kernels.backends import _warn_once, resolve, why_not
 from tests.kernels.cases import usable_backends
 
 COMPILED = usable_backends("contrast", reference=False)
+ALL_FORMS = [name for name in usable_backends("contrast") if name != "triton"]
 Z = torch.ones(4, 3)
 
 
@@ -78,6 +79,10 @@ def test_nt_xent_refuses(arguments: dict[str, Any], message: str) -> None:
         (
             {"positive": torch.zeros(3, dtype=torch.int64)},
             r"positive must be int64 \[n\] or rows .* got \[3\]",
+        ),
+        (
+            {"dot_dtype": torch.float16},
+            "dot_dtype must be None, or torch.bfloat16 .* got torch.float16 for torch.float32",
         ),
         ({"positive": [0, 1, 2, 3]}, "positive must be an int64 tensor .* got list"),
         ({"q_labels": [0, 1, 0, 1], "k_labels": [0, 1, 0, 1]}, r"q_labels must be integers \[4\]; got list"),
@@ -147,37 +152,56 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_other_forms_are_served_by_the_reference(form: str) -> None:
+@pytest.mark.parametrize("backend", COMPILED)
+def test_who_serves_other_forms(backend: str, form: str) -> None:
     q = torch.randn(4, 3)
-    for name in COMPILED:
-        with pytest.raises(BackendError, match="has the reference alone"):
-            similarity_logsumexp(q, scale=1.0, backend=name, **FORMS[form])
+    expected = similarity_logsumexp(q, scale=1.0, backend="reference", **FORMS[form])
+    if backend == "triton":
+        with pytest.raises(BackendError, match="is served by cpu and reference alone"):
+            similarity_logsumexp(q, scale=1.0, backend=backend, **FORMS[form])
+    else:
+        torch.testing.assert_close(similarity_logsumexp(q, scale=1.0, backend=backend, **FORMS[form]), expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(similarity_logsumexp(q, scale=1.0, **FORMS[form]), expected)
+
+
+def test_a_form_that_the_chosen_backend_lacks() -> None:
+    """auto warns once and takes the reference; a backend by name raises; the others serve."""
     _warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        first, second = (similarity_logsumexp(q, scale=1.0, **FORMS[form]) for _ in range(2))
-    assert len(caught) == 1 and "runs its reference operation" in str(caught[0].message)
-    torch.testing.assert_close(first, second)
-
-
-@pytest.mark.filterwarnings("ignore:hsv_kernels")
-def test_other_forms_compile_whole() -> None:
-    """The choice of the reference, and its warning, break no graph."""
-    torch.compiler.reset()
-    _warn_once.cache_clear()
-    q, k = torch.randn(4, 3), FORMS["keys"]["k"]
-    compiled = torch.compile(lambda q: similarity_logsumexp(q, k, scale=1.0), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q), similarity_logsumexp(q, k, scale=1.0, backend="reference"))
+        names = [resolve("contrast", Z, None, lacking={"cpu": "a form that the test invents"}) for _ in range(2)]
+    assert names == ["reference"] * 2
+    assert len(caught) == 1 and "runs its reference operation: a form that" in str(caught[0].message)
+    with pytest.raises(BackendError, match="'cpu' cannot serve contrast: a form that the test invents"):
+        resolve("contrast", Z, "cpu", lacking={"cpu": "a form that the test invents"})
+    assert resolve("contrast", Z, "reference", lacking={"cpu": "a form that the test invents"}) == "reference"
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_other_forms_against_loops(form: str) -> None:
+@pytest.mark.parametrize("backend", ALL_FORMS)
+def test_other_forms_compile_whole(backend: str, form: str) -> None:
+    torch.compiler.reset()
+    options = {"backend": backend, "scale": 1.0, **FORMS[form]}
+    expected = similarity_logsumexp(q := torch.randn(4, 3, requires_grad=True), **options)
+    compiled = torch.compile(lambda q: similarity_logsumexp(q, **options), fullgraph=True, backend="aot_eager")
+    found = compiled(q)
+    torch.testing.assert_close(found, expected)
+    for x, y in zip(*(out if isinstance(out, tuple) else (out,) for out in (found, expected)), strict=True):
+        (dx, dy) = (torch.autograd.grad(value.sum(), q, retain_graph=True)[0] for value in (x, y))
+        torch.testing.assert_close(dx, dy)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", ALL_FORMS)
+def test_other_forms_against_loops(backend: str, form: str) -> None:
     q, scale, options = torch.randn(4, 3, dtype=torch.float64), -1.7, dict(FORMS[form])
     for name in ("k", "positive"):
         if name in options and options[name].is_floating_point():
             options[name] = options[name].double()
     k, positive = options.get("k", q), options.get("positive")
-    found = similarity_logsumexp(q, scale=scale, backend="reference", **options)
+    found = similarity_logsumexp(q, scale=scale, backend=backend, **options)
     for i in range(4):
         kept = [
             j
@@ -195,7 +219,8 @@ def test_other_forms_against_loops(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_other_forms_have_gradients(form: str) -> None:
+@pytest.mark.parametrize("backend", ALL_FORMS)
+def test_other_forms_have_gradients(backend: str, form: str) -> None:
     options = {
         name: value.double().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in FORMS[form].items()
@@ -205,18 +230,19 @@ def test_other_forms_have_gradients(form: str) -> None:
 
     def run(q: Tensor, scale: Tensor, *values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return similarity_logsumexp(
-            q, scale=scale, backend="reference", **options | dict(zip(tensors, values, strict=True))
+            q, scale=scale, backend=backend, **options | dict(zip(tensors, values, strict=True))
         )
 
     assert torch.autograd.gradcheck(run, (q, scale.requires_grad_(), *(options[name] for name in tensors)))
 
 
-def test_a_row_without_candidates() -> None:
+@pytest.mark.parametrize("backend", ALL_FORMS)
+def test_a_row_without_candidates(backend: str) -> None:
     """Every column has the label of row 0: its sum is empty, and its gradient zero."""
     q = torch.randn(3, 4, requires_grad=True)
     k = torch.randn(2, 4, requires_grad=True)
     labels = {"q_labels": torch.tensor([5, 6, 6]), "k_labels": torch.tensor([5, 5])}
-    lse = similarity_logsumexp(q, k, scale=2.0, backend="reference", **labels)
+    lse = similarity_logsumexp(q, k, scale=2.0, backend=backend, **labels)
     assert lse[0] == -torch.inf and lse[1:].isfinite().all()
     dq, dk = torch.autograd.grad(lse.sum(), (q, k))
     assert not dq[0].any() and dq[1:].all() and dk.isfinite().all()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.contrast import reference
+from hsv_kernels.ops.contrast import cpu_rectangle as rectangle
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _SHIFTS = {None: 0, True: 1, False: 2}  # csrc/cpu/contrast.h, enum Shift
@@ -98,12 +98,13 @@ def square_logsumexp_forward(
     bfloat16: bool = False,
     threads: int | None = None,
 ) -> Tensor:
-    """lse_i = log Σ_j exp(scale · q_i · q_j) [n] for q [n, D] and a positive scale.
+    """lse_i = log Σ_j exp(scale · q_i · q_j) [n] for q [n, D].
 
     Column i is left out of row i with exclude_self. A row without candidates gives −inf.
     """
-    if not float(scale) > 0:
-        return reference.similarity_logsumexp(q, None, scale, exclude_self, 0, None, None, None)
+    if not float(scale) > 0:  # the symmetric path shares √scale between both sides
+        form = rectangle.Form(exclude_self, 0, None, None, None, bfloat16)
+        return rectangle.logsumexp_forward(q, None, scale, form, False, False)[0]
     problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
     lse = _row_values(q, q.shape[0])
     workspace = _workspace(problem, backward=False)
@@ -125,10 +126,11 @@ def square_logsumexp_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · lse_i: dq, the sum of both roles of q (None unless need_q), and dscale likewise."""
     if not float(scale) > 0:
-        others = (exclude_self, 0, None, None, None)
-        return torch.func.vjp(lambda q, scale: reference.similarity_logsumexp(q, None, scale, *others), q, scale)[1](
-            grad.to(lse.dtype)
-        )
+        form = rectangle.Form(exclude_self, 0, None, None, None, bfloat16)
+        saved = rectangle.logsumexp_forward(q, None, scale, form, True, need_q)[2]
+        needs = need_q, False, need_scale, False
+        dq, _, dscale, _ = rectangle.logsumexp_backward(grad, None, q, None, True, scale, form, saved, *needs)
+        return dq, dscale
     problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
     saved = [grad.to(lse.dtype).contiguous(), lse.contiguous(), None, None]
     row_grads, dscale = _backward(problem, saved, (q,), need_q, need_scale, None)

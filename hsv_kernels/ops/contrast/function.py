@@ -10,7 +10,9 @@ from torch import Tensor
 from hsv_kernels.backends import resolve
 from hsv_kernels.ops.contrast import reference
 from hsv_kernels.ops.contrast.cpu import kept_values
+from hsv_kernels.ops.contrast.cpu_rectangle import Form
 from hsv_kernels.ops.contrast.reference import accumulation_dtype
+from hsv_kernels.ops.contrast.similarity_logsumexp import similarity_logsumexp as _rectangle_logsumexp
 from hsv_kernels.ops.operators import backward_operator, differentiable, reference_operator
 
 _reference_nt_xent = reference_operator(reference.nt_xent, "nt_xent")
@@ -41,38 +43,29 @@ def _fits(z0: Tensor) -> bool:
 
 
 def similarity_logsumexp(
-    q: Tensor,
-    k: Tensor | None,
-    scale: float | Tensor,
-    exclude_self: bool,
-    self_offset: int,
-    positive: Tensor | None,
-    q_labels: Tensor | None,
-    k_labels: Tensor | None,
-    *,
-    backend: str,
+    q: Tensor, k: Tensor | None, scale: float | Tensor, form: Form, *, backend: str
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """lse [n], or (d, positive_logit) with `positive`; `backend` comes from `resolve_form`."""
+    """lse [n], or (d, positive_logit) with positives; `backend` comes from `resolve_form`."""
     if backend == "reference":
-        return _reference_similarity_logsumexp(q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels)
-    return _differentiable_square_logsumexp(q, _scalar(scale, q), exclude_self, backend)
+        return _reference_similarity_logsumexp(q, k, scale, *form)
+    if is_square(k, form):
+        return _differentiable_square_logsumexp(q, _scalar(scale, q), form.exclude_self, form.bfloat16, backend)
+    return _rectangle_logsumexp(q, k, _scalar(scale, q), form)
 
 
-def resolve_form(
-    q: Tensor,
-    k: Tensor | None,
-    self_offset: int,
-    positive: Tensor | None,
-    q_labels: Tensor | None,
-    backend: str | None,
-) -> str:
-    """The backend that serves this form of similarity_logsumexp: the compiled ones serve the square form alone.
+def is_square(k: Tensor | None, form: Form) -> bool:
+    """Whether q is held against itself and nothing but the diagonal is left out: every backend serves that."""
+    return k is None and form.self_offset == 0 and form.positive is None and form.q_labels is None
 
-    Other forms are served by the reference under auto, with one warning; a named backend raises BackendError.
+
+def resolve_form(q: Tensor, k: Tensor | None, form: Form, backend: str | None) -> str:
+    """The backend that serves this form: cpu and the reference serve every one, triton the square form.
+
+    CUDA tensors in another form are served by the reference under auto, with one warning; triton by name raises
+    BackendError.
     """
-    square = k is None and self_offset == 0 and positive is None and q_labels is None
-    reason = "similarity_logsumexp with k, self_offset, positive or labels has the reference alone"
-    return resolve("contrast", q, backend, reference_only=None if square else reason)
+    reason = "similarity_logsumexp with k, self_offset, positive or labels is served by cpu and reference alone"
+    return resolve("contrast", q, backend, lacking={} if is_square(k, form) else {"triton": reason})
 
 
 def has_fixed_shift(temperature: float, rows: int) -> bool:
@@ -177,13 +170,13 @@ _differentiable_nt_xent = differentiable(_nt_xent, _save_nt_xent, _nt_xent_gradi
 
 
 @torch.library.custom_op("hsv_kernels::square_logsumexp", mutates_args=())
-def _square_logsumexp(q: Tensor, scale: Tensor, exclude_self: bool, backend: str) -> Tensor:
+def _square_logsumexp(q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str) -> Tensor:
     """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self."""
-    return _kernels(backend).square_logsumexp_forward(q, scale, exclude_self)
+    return _kernels(backend).square_logsumexp_forward(q, scale, exclude_self, bfloat16=bfloat16)
 
 
 @_square_logsumexp.register_fake
-def _(q: Tensor, scale: Tensor, exclude_self: bool, backend: str) -> Tensor:
+def _(q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str) -> Tensor:
     return scale.new_empty(q.shape[0])
 
 
@@ -194,12 +187,14 @@ def _square_logsumexp_backward(
     scale: Tensor,
     lse: Tensor,
     exclude_self: bool,
+    bfloat16: bool,
     need_q: bool,
     need_scale: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """(dq, dscale), empty where not needed."""
-    gradients = _kernels(backend).square_logsumexp_backward(grad, q, scale, lse, exclude_self, need_q, need_scale)
+    backward = _kernels(backend).square_logsumexp_backward
+    gradients = backward(grad, q, scale, lse, exclude_self, need_q, need_scale, bfloat16=bfloat16)
     return _filled(gradients, (q, scale))
 
 
@@ -210,6 +205,7 @@ def _(
     scale: Tensor,
     lse: Tensor,
     exclude_self: bool,
+    bfloat16: bool,
     need_q: bool,
     need_scale: bool,
     backend: str,
@@ -218,16 +214,17 @@ def _(
 
 
 def _save_square_logsumexp(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    q, scale, ctx.exclude_self, ctx.backend = inputs
+    q, scale, *ctx.others = inputs
     ctx.save_for_backward(q, scale, output)
 
 
 def _square_logsumexp_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_q, need_scale = ctx.needs_input_grad[:2]
+    exclude_self, bfloat16, backend = ctx.others
     dq, dscale = _raising_square_logsumexp_backward(
-        grad, *ctx.saved_tensors, ctx.exclude_self, need_q, need_scale, ctx.backend
+        grad, *ctx.saved_tensors, exclude_self, bfloat16, need_q, need_scale, backend
     )
-    return dq if need_q else None, dscale if need_scale else None, None, None
+    return dq if need_q else None, dscale if need_scale else None, None, None, None
 
 
 _raising_square_logsumexp_backward = backward_operator(_square_logsumexp_backward, "similarity_logsumexp")

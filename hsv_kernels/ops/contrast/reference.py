@@ -39,11 +39,16 @@ def similarity_logsumexp(
     positive: Tensor | None,
     q_labels: Tensor | None,
     k_labels: Tensor | None,
+    bfloat16: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """lse [n] over the candidates of each row, or (lse − positive_logit, positive_logit)."""
+    """lse [n] over the candidates of each row, or (lse − positive_logit, positive_logit).
+
+    With `bfloat16` the products of all but the positives take rounded rows.
+    """
     q = q.to(accumulation_dtype(q.dtype))
     k = q if k is None else k.to(q.dtype)
-    logits = scale * (q @ k.T)
+    rounded = [x.to(torch.bfloat16).to(x.dtype) if bfloat16 else x for x in (q, k)]
+    logits = scale * (rounded[0] @ rounded[1].T)
 
     row = torch.arange(q.shape[0], device=q.device)
     column = torch.arange(k.shape[0], device=q.device)
@@ -57,9 +62,8 @@ def similarity_logsumexp(
 
     if positive.dim() == 1:
         candidates &= column != positive[:, None]
-        positive_logit = logits.gather(1, positive[:, None]).squeeze(1)
-    else:
-        positive_logit = scale * (q * positive.to(q.dtype)).sum(1)
+        positive = k[positive]
+    positive_logit = scale * (q * positive.to(q.dtype)).sum(1)
     return masked_logsumexp(logits, candidates) - positive_logit, positive_logit
 
 

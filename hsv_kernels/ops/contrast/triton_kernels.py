@@ -385,14 +385,14 @@ def nt_xent_backward(
     return dz0, dz1, -0.5 * scale * radial.sum() if need_temperature else None
 
 
-def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool) -> Tensor:
+def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool, *, bfloat16: bool) -> Tensor:
     """lse_i = log Σ_j exp(scale · q_i · q_j) [n], column i left out of row i with exclude_self.
 
-    A row without candidates gives −inf.
+    A row without candidates gives −inf. `bfloat16`: products of rows rounded to bfloat16, whatever their dtype.
     """
-    dim = q.shape[1]
-    tiles = forward_tiles(architecture_of(q), q.dtype, dim)
-    return logsumexp(padded(q, tiles.width(dim)), dim, tiles, scale, None, exclude_self, False)[0]
+    dim, dtype = q.shape[1], torch.bfloat16 if bfloat16 else q.dtype
+    tiles = forward_tiles(architecture_of(q), dtype, dim)
+    return logsumexp(padded(q.to(dtype), tiles.width(dim)), dim, tiles, scale, None, exclude_self, False)[0]
 
 
 def square_logsumexp_backward(
@@ -403,11 +403,13 @@ def square_logsumexp_backward(
     exclude_self: bool,
     need_q: bool,
     need_scale: bool,
+    *,
+    bfloat16: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · lse_i: dq, the sum of both roles of q (None unless need_q), and dscale likewise."""
-    dim = q.shape[1]
-    tiles = backward_tiles(architecture_of(q), q.dtype, dim)
-    z = padded(q, tiles.width(dim))
+    dim, dtype = q.shape[1], torch.bfloat16 if bfloat16 else q.dtype
+    tiles = backward_tiles(architecture_of(q), dtype, dim)
+    z = padded(q.to(dtype), tiles.width(dim))
     rows, unit = weighted_rows(grad, z, dim, tiles, scale, lse, None, exclude_self, False)
     dscale = 0.5 * unit * (q * rows).sum() if need_scale else None  # not vecdot: autocast and TF32 would round it
     return rows.mul_(scale * unit).to(q.dtype) if need_q else None, dscale

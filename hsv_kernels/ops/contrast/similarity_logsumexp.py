@@ -1,0 +1,157 @@
+"""similarity_logsumexp of any queries and keys as a custom operator with its gradients."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsv_kernels.ops.contrast.cpu_rectangle import Form, Saved, logsumexp_backward, logsumexp_forward
+from hsv_kernels.ops.operators import backward_operator, differentiable
+
+
+def similarity_logsumexp(q: Tensor, k: Tensor | None, scale: Tensor, form: Form) -> Tensor | tuple[Tensor, Tensor]:
+    """lse [n], or (d, positive_logit) with positives; k=None is q, `scale` 0-dim, of the accumulation dtype.
+
+    What the forward keeps for backward is decided here, before the operator: it cannot see which of its tensors require
+    a gradient. Keys that require none (a queue) are not saved and not read again, and may be overwritten in between.
+    """
+    recording = torch.is_grad_enabled()
+    need_q = recording and (q.requires_grad or scale.requires_grad)
+    need_k = recording and (q if k is None else k).requires_grad
+    lse, positive_logit, *_ = _differentiable(q, k, scale, *form, need_q, need_k)
+    return lse if form.positive is None else (lse, positive_logit)
+
+
+@torch.library.custom_op("hsv_kernels::similarity_logsumexp", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor | None,
+    scale: Tensor,
+    exclude_self: bool,
+    self_offset: int,
+    positive: Tensor | None,
+    q_labels: Tensor | None,
+    k_labels: Tensor | None,
+    bfloat16: bool,
+    need_q: bool,
+    need_k: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """lse or d [n]; positive logits [n]; and the fields of `Saved`. Empty where there are none."""
+    form = Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
+    lse, positive_logit, saved = logsumexp_forward(q, k, scale, form, need_q, need_k)
+    logit, mean_key, rows, log2_sum = (scale.new_empty(0) if x is None else x for x in (positive_logit, *saved))
+    return lse, logit, mean_key, rows, log2_sum
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor | None,
+    scale: Tensor,
+    exclude_self: bool,
+    self_offset: int,
+    positive: Tensor | None,
+    q_labels: Tensor | None,
+    k_labels: Tensor | None,
+    bfloat16: bool,
+    need_q: bool,
+    need_k: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n = q.shape[0]
+    gathers = need_q and positive is not None and positive.dim() == 1
+    return (
+        scale.new_empty(n),
+        scale.new_empty(0 if positive is None else n),
+        scale.new_empty(q.shape if need_q else 0),
+        q.new_empty(q.shape) if gathers else scale.new_empty(0),
+        scale.new_empty((2, n) if need_k else 0),
+    )
+
+
+@torch.library.custom_op("hsv_kernels::similarity_logsumexp_backward", mutates_args=())
+def _backward(
+    grad: Tensor | None,
+    positive_grad: Tensor | None,
+    q: Tensor,
+    k: Tensor | None,
+    square: bool,
+    scale: Tensor,
+    exclude_self: bool,
+    self_offset: int,
+    positive: Tensor | None,
+    q_labels: Tensor | None,
+    k_labels: Tensor | None,
+    bfloat16: bool,
+    mean_key: Tensor,
+    positive_rows: Tensor,
+    log2_sum: Tensor,
+    need_q: bool,
+    need_k: bool,
+    need_scale: bool,
+    need_positive: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dscale, dpositive), empty where not needed."""
+    form = Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
+    saved = Saved(mean_key, positive_rows, log2_sum)
+    needs = need_q, need_k, need_scale, need_positive
+    dq, dk, dscale, dpositive = (
+        scale.new_empty(0) if x is None else x
+        for x in logsumexp_backward(grad, positive_grad, q, k, square, scale, form, saved, *needs)
+    )
+    return dq, dk, dscale, dpositive
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor | None,
+    positive_grad: Tensor | None,
+    q: Tensor,
+    k: Tensor | None,
+    square: bool,
+    scale: Tensor,
+    exclude_self: bool,
+    self_offset: int,
+    positive: Tensor | None,
+    q_labels: Tensor | None,
+    k_labels: Tensor | None,
+    bfloat16: bool,
+    mean_key: Tensor,
+    positive_rows: Tensor,
+    log2_sum: Tensor,
+    need_q: bool,
+    need_k: bool,
+    need_scale: bool,
+    need_positive: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dscale, dpositive = (
+        torch.empty(x.shape, dtype=x.dtype, device=q.device) if needed else scale.new_empty(0)
+        for x, needed in ((q, need_q), (k, need_k), (scale, need_scale), (positive, need_positive))
+    )
+    return dq, dk, dscale, dpositive
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels, bfloat16, ctx.need_q, ctx.need_k = inputs
+    ctx.square, ctx.numbers = k is None, (exclude_self, self_offset, bfloat16)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1 if positive is None else 2 :])
+    ctx.save_for_backward(q, k if ctx.need_k else None, scale, positive, q_labels, k_labels, *output[2:])
+
+
+def _gradient(ctx: Any, grad: Tensor | None, positive_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    q, k, scale, positive, q_labels, k_labels, *saved = ctx.saved_tensors
+    exclude_self, self_offset, bfloat16 = ctx.numbers
+    need_q, need_k, need_scale, _, _, need_positive = ctx.needs_input_grad[:6]
+    if ((need_k or (ctx.square and need_q)) and not ctx.need_k) or ((need_q or need_scale) and not ctx.need_q):
+        raise RuntimeError("similarity_logsumexp: its forward was told that no gradient is needed here")
+    if positive is None:
+        positive_grad = None
+    form = exclude_self, self_offset, positive, q_labels, k_labels, bfloat16
+    needs = need_q, need_k, need_scale, need_positive
+    found = _raising_backward(grad, positive_grad, q, k, ctx.square, scale, *form, *saved, *needs)
+    dq, dk, dscale, dpositive = (x if needed else None for x, needed in zip(found, needs, strict=True))
+    return dq, dk, dscale, None, None, dpositive, None, None, None, None, None
+
+
+_raising_backward = backward_operator(_backward, "similarity_logsumexp")
+_differentiable = differentiable(_forward, _save, _gradient)
