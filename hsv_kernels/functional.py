@@ -74,8 +74,7 @@ def nt_xent(
     check_scalar("temperature", temperature, z0, positive=True)
     check_choice("reduction", reduction, REDUCTIONS)
     bfloat16 = check_dot_dtype(dot_dtype, z0)
-    losses = contrast.nt_xent(z0, z1, temperature, bfloat16, backend=resolve("contrast", z0, backend))
-    return _reduce(losses, reduction)
+    return contrast.nt_xent(z0, z1, temperature, bfloat16, reduction, backend=resolve("contrast", z0, backend))
 
 
 def similarity_logsumexp(
@@ -422,9 +421,3 @@ def denormalise_patches(
     if norm_pix and expected[2] < 2:
         raise ValueError("norm_pix needs at least two values in a patch; got 1 (the unbiased variance of one is NaN)")
     return reconstruction.denormalise_patches(pred, images, p, q, norm_pix)
-
-
-def _reduce(losses: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()

@@ -139,15 +139,17 @@ def test_opcheck(backend: str) -> None:
     z0, z1, t = arguments(backend)
     for fixed_shift in (True, False):
         for keep in {False, fixed_shift and backend == "cpu"}:
-            torch.library.opcheck(operators.nt_xent.default, (z0, z1, t, fixed_shift, False, keep, backend))
+            for reduction in ("none", "mean", "sum"):
+                options = (fixed_shift, False, keep, reduction, backend)
+                torch.library.opcheck(operators.nt_xent.default, (z0, z1, t, *options))
     torch.library.opcheck(operators.square_logsumexp.default, (z0, t, True, False, backend))
     with torch.no_grad():
         plain = z0.detach(), z1.detach(), t.detach()
-        losses, *saved = operators.nt_xent(*plain, False, False, False, backend)
+        losses, *saved = operators.nt_xent(*plain, False, False, False, "none", backend)
         for need_z, need_t in ((True, True), (True, False), (False, True)):
             torch.library.opcheck(
                 operators.nt_xent_backward.default,
-                (torch.ones_like(losses), *plain, *saved, need_z, need_t, False, False, backend),
+                (torch.ones_like(losses), *plain, *saved, need_z, need_t, False, False, "none", backend),
             )
         lse = operators.square_logsumexp(plain[0], plain[2], True, False, backend)
         torch.library.opcheck(

@@ -23,13 +23,29 @@ _reference_similarity_logsumexp = reference_operator(reference.similarity_logsum
 KEPT_BYTES = 8 << 20
 
 
-def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, bfloat16: bool, *, backend: str) -> Tensor:
-    """Per-anchor losses [2N] of two views [N, D]; `temperature` is a positive number or a 0-dim tensor."""
+def nt_xent(
+    z0: Tensor, z1: Tensor, temperature: float | Tensor, bfloat16: bool, reduction: str, *, backend: str
+) -> Tensor:
+    """The loss of two views [N, D], or per-anchor losses [2N]; `temperature` is a positive number or a 0-dim tensor."""
     if backend == "reference":
-        return _reference_nt_xent(z0, z1, temperature, bfloat16)
+        return _reduce(_reference_nt_xent(z0, z1, temperature, bfloat16), reduction)
     fixed_shift = not isinstance(temperature, Tensor) and has_fixed_shift(temperature, 2 * z0.shape[0])
     keep = backend == "cpu" and fixed_shift and needs_gradient(z0, z1) and _fits(z0)
-    return _differentiable_nt_xent(z0, z1, _scalar(temperature, z0), fixed_shift, bfloat16, keep, backend)[0]
+    scalar = _scalar(temperature, z0)
+    return _differentiable_nt_xent(z0, z1, scalar, fixed_shift, bfloat16, keep, reduction, backend)[0]
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _per_row(grad: Tensor, rows: int, reduction: str) -> Tensor:
+    """The gradient of each of so many losses, from that of their reduction."""
+    if reduction == "none":
+        return grad
+    return (grad / rows if reduction == "mean" else grad).expand(rows)
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
@@ -89,19 +105,38 @@ def _kernels(backend: str) -> ModuleType:
 
 @torch.library.custom_op("hsv_kernels::nt_xent", mutates_args=())
 def _nt_xent(
-    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, bfloat16: bool, keep: bool, backend: str
+    z0: Tensor,
+    z1: Tensor,
+    temperature: Tensor,
+    fixed_shift: bool,
+    bfloat16: bool,
+    keep: bool,
+    reduction: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """losses [2N]; lse [2N] over the negatives; d = lse − S_pos [2N]; 1 / max(‖row‖, 1e-12) [2N]; exponentials."""
-    return _kernels(backend).nt_xent_forward(z0, z1, temperature, fixed_shift or None, bfloat16, keep)
+    """The reduced losses; lse over the negatives, d = lse − S_pos, 1 / max(‖row‖, 1e-12), [2N] each; exponentials.
+
+    The reduction is the operator's, because an operation of autograd's costs more than a small loss does.
+    """
+    losses, *saved = _kernels(backend).nt_xent_forward(z0, z1, temperature, fixed_shift or None, bfloat16, keep)
+    return _reduce(losses, reduction), *saved
 
 
 @_nt_xent.register_fake
 def _(
-    z0: Tensor, z1: Tensor, temperature: Tensor, fixed_shift: bool, bfloat16: bool, keep: bool, backend: str
+    z0: Tensor,
+    z1: Tensor,
+    temperature: Tensor,
+    fixed_shift: bool,
+    bfloat16: bool,
+    keep: bool,
+    reduction: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = 2 * z0.shape[0]
-    values = [temperature.new_empty(rows) for _ in range(4)]
-    return values[0], values[1], values[2], values[3], temperature.new_empty(kept_values(rows) if keep else 0)
+    loss = temperature.new_empty(rows if reduction == "none" else ())
+    lse, d, inv_norm = (temperature.new_empty(rows) for _ in range(3))
+    return loss, lse, d, inv_norm, temperature.new_empty(kept_values(rows) if keep else 0)
 
 
 @torch.library.custom_op("hsv_kernels::nt_xent_backward", mutates_args=())
@@ -118,10 +153,11 @@ def _nt_xent_backward(
     need_temperature: bool,
     fixed_shift: bool,
     bfloat16: bool,
+    reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dz0, dz1, dtemperature), empty where not needed."""
-    saved = (grad, z0, z1, temperature, lse, d, inv_norm, exponentials)
+    saved = (_per_row(grad, len(lse), reduction), z0, z1, temperature, lse, d, inv_norm, exponentials)
     gradients = _kernels(backend).nt_xent_backward(*saved, need_z, need_temperature, fixed_shift or None, bfloat16)
     return _filled(gradients, (z0, z1, temperature))
 
@@ -140,6 +176,7 @@ def _(
     need_temperature: bool,
     fixed_shift: bool,
     bfloat16: bool,
+    reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _like(z0, need_z), _like(z1, need_z), _like(temperature, need_temperature)
@@ -147,7 +184,7 @@ def _(
 
 def _save_nt_xent(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     z0, z1, temperature, *others = inputs
-    ctx.fixed_shift, ctx.bfloat16, _, ctx.backend = others
+    ctx.fixed_shift, ctx.bfloat16, _, ctx.reduction, ctx.backend = others
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(z0, z1, temperature, *output[1:])
@@ -155,14 +192,14 @@ def _save_nt_xent(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 def _nt_xent_gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 7
+        return (None,) * 8
     need_z0, need_z1, need_temperature = ctx.needs_input_grad[:3]
     dz0, dz1, dtemperature = _raising_nt_xent_backward(
         *(grad, *ctx.saved_tensors, need_z0 or need_z1, need_temperature),
-        *(ctx.fixed_shift, ctx.bfloat16, ctx.backend),
+        *(ctx.fixed_shift, ctx.bfloat16, ctx.reduction, ctx.backend),
     )
     needed = (dz0 if need_z0 else None, dz1 if need_z1 else None, dtemperature if need_temperature else None)
-    return *needed, None, None, None, None
+    return *needed, None, None, None, None, None
 
 
 _raising_nt_xent_backward = backward_operator(_nt_xent_backward, "nt_xent")
