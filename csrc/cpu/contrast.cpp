@@ -64,7 +64,7 @@ double sigmoid(double x) {
 // The rows in both forms, with their norms.
 template <class E>
 struct RowMemory {
-  Packed<E> z;
+  SquareRows<E> z;
   double* factor;  // [row] 1 / max(‖x‖, 1e-12) with two views, NaN for NaN; 1 with one
   bool* bounded;   // [panel] that similarities of its rows among each other allow the fixed shift
 
@@ -78,7 +78,7 @@ struct RowMemory {
     const bool shared = p.views == 2 && p.shift != Shift::kOnline && bounds_shift(p, 1) && kValues<E> == 1;
     const double scale = p.scale / kLn2, besides = shared ? 1 : scale;
     const Sum<E> head = static_cast<Sum<E>>(besides);
-    z = {panels, slab, rows, depth, columns, shared ? sqrt(scale) : 1, head, static_cast<Sum<E>>(besides - head)};
+    z = {{panels, slab, rows, depth}, columns, shared ? sqrt(scale) : 1, head, static_cast<Sum<E>>(besides - head)};
     factor = arena.take<double>(rows);
     bounded = arena.take<bool>(rows / kPanel<E>);
   }

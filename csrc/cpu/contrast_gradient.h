@@ -71,8 +71,8 @@ struct RowWeights {
 
 // Weights of a tile from its similarities, or from what forward kept of them.
 template <class E, class T>
-void weigh_tile(const ContrastProblem& p, const Packed<E>& z, const Tile& t, const RowWeights<T>& rows, const T* kept,
-                WeightTile<E>& out) {
+void weigh_tile(const ContrastProblem& p, const SquareRows<E>& z, const Tile& t, const RowWeights<T>& rows,
+                const T* kept, WeightTile<E>& out) {
   const auto put = [&](int64_t i, int64_t j, auto& c) HSV_INLINE_LAMBDA {
     constexpr int R = sizeof c / sizeof c[0];
     HSV_UNROLL
@@ -111,7 +111,7 @@ void weigh_tile(const ContrastProblem& p, const Packed<E>& z, const Tile& t, con
 // Adds W z to the gradients of the tile's rows and, off the diagonal, Wᵀ z to those of its columns; grad
 // [slab][row][kPanel].
 template <class E, class T>
-void add_gradients(const Packed<E>& z, const Tile& t, const WeightTile<E>& w, T* grad) {
+void add_gradients(const SquareRows<E>& z, const Tile& t, const WeightTile<E>& w, T* grad) {
   constexpr int P = kPanel<E>;
   const auto add = [&](T* out, const E* weights, int64_t row, int64_t step, const E* values, int64_t depth, auto block)
                        HSV_INLINE_LAMBDA {

@@ -24,7 +24,7 @@ struct alignas(64) TileSums {
 
 // Adds Σ 2^s of each row and, off the diagonal, of each column.
 template <class E, class T>
-void add_exponentials(const ContrastProblem& p, const Packed<E>& z, const Tile& t, TileSums<T>& own, T* kept,
+void add_exponentials(const ContrastProblem& p, const SquareRows<E>& z, const Tile& t, TileSums<T>& own, T* kept,
                       const Logsumexp<T>& out) {
   memset(own.lanes, 0, t.ni * kLanes<T> * sizeof(T));
   memset(own.total, 0, t.nj * sizeof(T));
@@ -53,7 +53,7 @@ void add_exponentials(const ContrastProblem& p, const Packed<E>& z, const Tile& 
 }
 
 template <class E, class T>
-void store_similarities(const ContrastProblem& p, const Packed<E>& z, const Tile& t, TileSums<T>& own) {
+void store_similarities(const ContrastProblem& p, const SquareRows<E>& z, const Tile& t, TileSums<T>& own) {
   for_similarities(z, t, [&](int64_t i, int64_t j, auto& c) HSV_INLINE_LAMBDA {
     constexpr int R = sizeof c / sizeof c[0];
     leave_out<T, R>(p, i, j, kLeftOut<T>, c);
@@ -67,7 +67,7 @@ void store_similarities(const ContrastProblem& p, const Packed<E>& z, const Tile
 
 // Adds Σ 2^(s − offset) of each row and, off the diagonal, of each column to `total`.
 template <class E, class T>
-void add_shares(const ContrastProblem& p, const Packed<E>& z, const Tile& t, TileSums<T>& own, const T* offset,
+void add_shares(const ContrastProblem& p, const SquareRows<E>& z, const Tile& t, TileSums<T>& own, const T* offset,
                 T* total) {
   store_similarities(p, z, t, own);
   memset(own.total, 0, t.nj * sizeof(T));
@@ -120,7 +120,7 @@ void merge(const TileSums<T>& own, int64_t first, int64_t n, const Logsumexp<T>&
 
 // Adds one tile over running maxima.
 template <class E, class T>
-void merge_exponentials(const ContrastProblem& p, const Packed<E>& z, const Tile& t, TileSums<T>& own,
+void merge_exponentials(const ContrastProblem& p, const SquareRows<E>& z, const Tile& t, TileSums<T>& own,
                         const Logsumexp<T>& out) {
   store_similarities(p, z, t, own);
   reduce_rows(t, own);

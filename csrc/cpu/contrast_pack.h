@@ -2,24 +2,16 @@
 #pragma once
 
 #include "cpu/contrast.h"
-#include "cpu/element_vectors.h"
-#include "cpu/products.h"
+#include "cpu/contrast_block.h"
 
 namespace hsv::HSV_ISA {
 
-// Row counts are padded to whole panels with rows of zeros.
+// Rows as the square forms take them: panels hold a share of the scale.
 template <class E>
-struct Packed {
-  E* panels;     // [panel][depth][kPanel]: a panel of rows, transposed, times `root`
-  E* slabs;      // [slab][rows / kValues][kPanel]: a slab of kPanel columns; null if only similarities are wanted
-  int64_t rows;  // of all views, padded
-  int64_t depth;
-  int64_t columns;    // dim, padded
-  double root;        // √(scale / ln 2) where it does not cost the rows digits, and 1
+struct SquareRows : PackedRows<E> {
+  int64_t columns;    // of rows, padded
+  double root;        // what panels take besides: √(scale / ln 2) where it does not cost the rows digits, and 1
   Sum<E> head, tail;  // what similarities take besides: head + tail is 1, or scale / ln 2
-
-  const E* panel(int64_t row) const { return panels + row * depth; }  // row a multiple of kPanel
-  const E* slab(int64_t column, int64_t row) const { return slabs + (column * rows + row * kPanel<E>) / kValues<E>; }
 };
 
 template <class E, class T>
@@ -96,59 +88,30 @@ double dot_rows(const ContrastProblem& p, int64_t a, int64_t b) {
   return sum(sums[0] + sums[1]);
 }
 
-// Elements of n values of the types that products take, the last filled up with 0.
-inline void to_elements(const float* x, int64_t n, float* out) {
-  memcpy(out, x, n * sizeof(float));
-}
-inline void to_elements(const double* x, int64_t n, double* out) {
-  memcpy(out, x, n * sizeof(double));
-}
-inline void to_elements(const float* x, int64_t n, Pair* out) {
-  BFloat16* halves = reinterpret_cast<BFloat16*>(out);
-  for (int64_t k = 0; k < n; k++) narrow(x[k], halves + k);
-  if (n % 2) halves[n] = BFloat16{0};
-}
-
-// The rows of one block, [kPanel][kPanel], as they lie in a slab.
-template <class T>
-void to_slab(const T (&block)[kPanel<T>][kPanel<T>], T* out) {
-  memcpy(out, block, sizeof block);
-}
-inline void to_slab(const float (&block)[kPanel<float>][kPanel<float>], Pair* out) {
-  BFloat16* halves = reinterpret_cast<BFloat16*>(out);
-  for (int r = 0; r < kPanel<float>; r++) {
-    for (int k = 0; k < kPanel<float>; k++) narrow(block[r][k], halves + (r / 2 * kPanel<float> + k) * 2 + r % 2);
-  }
-}
-
 // One panel of rows from `first`, row r times factor[r], into panels and slabs.
 //
 // Factors stay in double and every value is rounded once: a factor rounded to float would move all similarities of a
 // row, and a rounded scale those of all rows, in the same direction.
 template <class E>
-void pack_panel(const ContrastProblem& p, int64_t first, const double* factor, const Packed<E>& out) {
+void pack_panel(const ContrastProblem& p, int64_t first, const double* factor, const SquareRows<E>& out) {
   using T = Sum<E>;
   constexpr int64_t P = kPanel<E>;
   const int64_t used = p.rows * p.views - first < P ? p.rows * p.views - first : P;
-  T block[P][P] = {}, scaled[P] = {};  // [row][column]
-  E elements[P][P / kValues<E>] = {};
+  alignas(64) Lines<T> by_row = {}, by_column;
+  T buffer[P];
   for (int64_t begin = 0; begin < p.dim; begin += P) {
     const int64_t n = p.dim - begin < P ? p.dim - begin : P;
     for (int64_t r = 0; r < used; r++) {
-      const T* values = row_values(p, first + r, begin, n, block[r]);
-      for (int64_t k = 0; k < P; k++) {
-        const double x = values[k] * factor[r];
-        block[r][k] = static_cast<T>(x);
-        scaled[k] = static_cast<T>(x * out.root);
-      }
-      to_elements(scaled, P, elements[r]);
+      const T* values = row_values(p, first + r, begin, n, buffer);
+      for (int64_t k = 0; k < P; k++) by_row[r][k] = static_cast<T>(values[k] * factor[r]);
     }
-    E* panel = out.panels + first * out.depth + begin / kValues<E> * P;
-    for (int64_t k = 0; k < depth_of<E>(n); k++) {
-      HSV_UNROLL
-      for (int64_t r = 0; r < P; r++) panel[k * P + r] = elements[r][k];
+    if (out.slabs) write_lines(by_row, P, out.slab(begin, first));
+    for (int64_t r = 0; out.root != 1 && r < used; r++) {
+      const T* values = row_values(p, first + r, begin, n, buffer);
+      for (int64_t k = 0; k < P; k++) by_row[r][k] = static_cast<T>(values[k] * (factor[r] * out.root));
     }
-    if (out.slabs) to_slab(block, const_cast<E*>(out.slab(begin, first)));
+    transpose<T>(by_row, by_column);
+    write_lines(by_column, n, out.panel(first) + begin / kValues<E> * P);
   }
 }
 

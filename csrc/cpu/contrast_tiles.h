@@ -47,7 +47,7 @@ void visit_tiles(int64_t rows, int thread, int team, const F& f) {
 
 // f(i, j, c) for blocks c[rows][2] of the tile's similarities in base 2: rows from i, two vectors of columns from j.
 template <class E, class F>
-HSV_INLINE void for_similarities(const Packed<E>& z, const Tile& t, const F& f) {
+HSV_INLINE void for_similarities(const SquareRows<E>& z, const Tile& t, const F& f) {
   constexpr int P = kPanel<E>;
   for (int64_t j = t.j; j < t.j + t.nj; j += P) {
     for (int64_t i = t.i; i < t.i + t.ni; i += P) {
@@ -116,7 +116,7 @@ HSV_INLINE bool is_kept(int64_t i, int64_t j) {
 
 // As for_similarities, over the exponentials kept of a tile all of which is_kept.
 template <class E, class T, class F>
-HSV_INLINE void for_kept(const Packed<E>& z, const T* exponentials, const Tile& t, const F& f) {
+HSV_INLINE void for_kept(const SquareRows<E>& z, const T* exponentials, const Tile& t, const F& f) {
   constexpr int P = kPanel<E>;
   for (int64_t i = t.i; i < t.i + t.ni; i += P) {
     for (int64_t j = t.j; j < t.j + t.nj; j += P) {
