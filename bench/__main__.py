@@ -2,8 +2,8 @@
 
     python -m bench [--quick] [--only contrast]
 
-Each setting is a process of its own. What was measured is kept when something fails; then the exit code is not 0.
---quick runs small shapes to see that everything works: its rows are printed and not kept.
+Each setting of each operation is a process of its own. What was measured is kept when something fails; then the exit
+code is not 0. --quick runs small shapes to see that everything works.
 """
 
 import argparse
@@ -11,39 +11,40 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from itertools import product
 from pathlib import Path
 
 from bench import page, results
 
-SETTINGS = {"as they are": "0", "huge pages for all": "1"}  # THP_MEM_ALLOC_ENABLE, which torch reads
+SETTINGS = {"as it is": "0", "huge pages for all": "1"}  # THP_MEM_ALLOC_ENABLE, which torch reads
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, two rounds, nothing is kept")
-    parser.add_argument("--only", default="", help="an operation: contrast, masking, reconstruction or step")
+    parser.add_argument("--only", help="an operation: contrast, masking, reconstruction or step; nothing is kept")
     options = parser.parse_args()
-    files = (
-        [f"bench/bench_{options.only}.py"]
-        if options.only
-        else sorted(str(path.relative_to(results.ROOT)) for path in results.ROOT.glob("bench/bench_*.py"))
-    )
+    names = [options.only] if options.only else ["contrast", "masking", "reconstruction", "step"]
 
-    failed, rows = False, []
+    failed, rows, begin = [], [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        memory = Path(folder, "memory.json")  # of the first setting, for both
-        for name, value in SETTINGS.items():
-            lines = Path(folder, f"rows-{value}")
-            print(f"\nProviders with memory pages: {name}", flush=True)
+        for (setting, value), name in product(SETTINGS.items(), names):
+            print(f"\n{name}, pages of memory: {setting} ({time.monotonic() - begin:.0f} s so far)", flush=True)
+            lines = Path(folder, f"{name}-{value}")
+            memory = Path(folder, f"memory-{name}")  # from the first setting, for both
             environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": value, "HSV_BENCH_QUICK": str(int(options.quick))}
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "--benchmark-only"]
-            command += ["--benchmark-columns=min,median,iqr,rounds", f"--rows={lines}", f"--memory={memory}"]
-            failed |= subprocess.run(command, cwd=results.ROOT, env=environment).returncode != 0
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"bench/bench_{name}.py"]
+            command += ["--benchmark-only", "--benchmark-columns=min,median,iqr,rounds"]
+            command += [f"--rows={lines}", f"--memory={memory}"]
+            if subprocess.run(command, cwd=results.ROOT, env=environment).returncode:
+                failed.append(f"{name}, pages of memory: {setting}")
             rows += results.read_lines(lines)
-    if rows and not options.quick:
+    if rows and not options.quick and not options.only:
         print(results.write(rows))
         page.main()
-    return int(failed or not rows)
+    print("\n".join(f"failed, see above: {what}" for what in failed))
+    return int(bool(failed) or not rows)
 
 
 if __name__ == "__main__":

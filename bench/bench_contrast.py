@@ -15,7 +15,7 @@ from bench.cases import DEVICE, HUGE_PAGES, QUICK, Case, Provider, Work
 from hsv_kernels import nt_xent, similarity_logsumexp
 
 DIM = 128
-SIZES = [64, 128] if QUICK else [256, 512, 1024, 2048, 4096, *([] if HUGE_PAGES else [8192, 16384, 32768])]
+SIZES = [64, 128] if QUICK else [128, 256, 512, 1024, 2048, 4096, *([] if HUGE_PAGES else [8192, 16384, 32768])]
 QUEUE = (32, 1024) if QUICK else (256, 65536)
 BF16 = torch.bfloat16
 
@@ -127,7 +127,7 @@ def queue_case(products: str) -> Case:
 
 CASES = [
     *(nt_xent_case(n, "float32") for n in SIZES),
-    *(nt_xent_case(n, "bfloat16") for n in SIZES if n <= 16384),
+    *(nt_xent_case(n, "bfloat16") for n in SIZES if 256 <= n <= 16384 or QUICK),
     *(queue_case(products) for products in MOCO),
 ]
 

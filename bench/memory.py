@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,14 +25,15 @@ from bench.stats import growth
 from bench.timing import Call
 
 ROOT = Path(__file__).resolve().parent.parent
-SLOWEST = 3.0  # seconds of a call beyond which twice its size is predicted and not measured
+LONGEST = 10.0  # seconds of a call, by its growth so far, beyond which its memory is predicted and not measured
+MOST = 400.0  # seconds of one child
 SHARE = 0.9  # of the available memory that a call may take
 
 Peaks = dict[str, dict[str, dict]]  # title of a case → kind → bytes, whether predicted, status
 
 
 def measure_all(module: str, cases: list[Case]) -> dict[str, Peaks]:
-    """Peaks of every provider of a benchmark's cases, by "operation products provider"."""
+    """Peaks of every provider of a benchmark's cases, by "operation products provider"; empty where there are none."""
     wanted = dict.fromkeys(
         (*case.family, name) for case in cases for name in case.providers if "step" not in case.kinds
     )
@@ -44,9 +46,11 @@ def _child(module: str, operation: str, products: str, provider: str) -> Peaks:
     # Fixed thresholds return what is freed to the system, so that one call leaves no memory for the next.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "bench.memory", module, operation, products, provider]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    last = ran.stdout.strip().splitlines()[-1:]
-    return json.loads(last[0]) if ran.returncode == 0 and last else {}
+    with suppress(subprocess.TimeoutExpired):
+        ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=MOST)
+        if ran.returncode == 0:
+            return json.loads(ran.stdout.splitlines()[-1])
+    return {}
 
 
 def peaks_of(cases: list[Case], provider: str) -> Peaks:
@@ -55,18 +59,17 @@ def peaks_of(cases: list[Case], provider: str) -> Peaks:
     _limit(available)
     found: Peaks = {case.title: {} for case in cases}
     for kind in dict.fromkeys(kind for case in cases for kind in case.kinds):
-        sizes, values, slow = [], [], False
+        sizes, values, durations = [], [], []
         for case in cases:
             if provider not in case.providers:
                 continue
             size = max(case.shape.values())
-            needs = growth(sizes, values, size)
-            if needs is not None and (needs > SHARE * available or slow):
+            needs, duration = growth(sizes, values, size), growth(sizes, durations, size)
+            if needs is not None and (needs > SHARE * available or duration > LONGEST):
                 found[case.title][kind] = _entry(int(needs), available, predicted=True)
                 continue
             try:
                 value, seconds = _peak(case, kind, provider)
-                slow = seconds > SLOWEST
             except ImportError:
                 return {}
             except (MemoryError, RuntimeError) as error:
@@ -74,7 +77,7 @@ def peaks_of(cases: list[Case], provider: str) -> Peaks:
                     raise
                 found[case.title][kind] = _entry(None, available)
                 continue
-            sizes.append(size), values.append(value)
+            sizes, values, durations = [*sizes, size], [*values, value], [*durations, seconds]
             found[case.title][kind] = _entry(value, available)
     return found
 

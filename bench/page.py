@@ -32,7 +32,8 @@ page of the newest results of each device; `make bench-check` says what got slow
 - The limit is measured between the rounds: the rate of multiply-adds in registers (of bf16 dot products where the CPU
   has them), or the rate of copying memory. NT-Xent's work is 4M²D flops (forward M²D), M = 2N, and an exponential
   counts as {exponential} flops; “products alone” leaves the exponentials out. Masking and reconstruction count the
-  bytes that must be read and written.
+  bytes that must be read and written, and copies larger than the caches. A share can exceed 100 %: up to 8 MiB of
+  exponentials are kept for the backward (N ≤ 1,024), and what fits into the caches is read faster.
 - “Huge pages for all”: THP_MEM_ALLOC_ENABLE=1, with which torch asks for huge pages for every provider's tensors.
 """
 
@@ -168,23 +169,25 @@ def _figures(slug: str, rows: list[Row], folder: Path) -> Iterator[str]:
     for products in ("float32", "bfloat16"):
         chosen = [r for r in rows if (r["operation"], r["products"]) == ("nt_xent", products)]
         both = [r for r in chosen if r["mode"] == "both" and not r["huge_pages_for_all"]]
-        plots = {
-            "time": ("time, forward and backward", "ms", _series(both, "median_s", 1e3), False),
-            "memory": ("extra memory, forward and backward", "MiB", _series(both, "extra_bytes", 2**-20), False),
-            "limit": ("share of the machine's limit", "", _limit_series(chosen), True),
-        }
-        for name, (title, unit, series, share) in plots.items():
+        memory = _series(both, "extra_bytes", 2**-20)
+        available = ("available memory", chosen[0]["memory_bytes"] / 2**20) if chosen else None
+        for name, title, unit, series, ceiling in (
+            ("time", "time, forward and backward", "ms", _series(both, "median_s", 1e3), None),
+            ("memory", "extra memory, forward and backward", "MiB", memory, available),
+            ("limit", "share of the machine's limit", "", _limit_series(chosen), None),
+        ):
             series = [one for one in series if one.points]
             if not series:
                 continue
             file = f"{slug}-nt_xent-{products}-{name}.svg"
-            svg = line_plot(f"NT-Xent, {products}, D = 128: {title}", "N (pairs)", unit, series, share=share)
+            heading = f"NT-Xent, {products}, D = 128: {title}"
+            svg = line_plot(heading, "N (pairs)", unit, series, share=name == "limit", ceiling=ceiling)
             (folder / "speed" / file).write_text(svg)
             yield f"![NT-Xent, {products}: {title}, against N](speed/{file})"
 
 
 def _series(rows: list[Row], field: str, unit: float) -> list[Series]:
-    """A line for each provider; for memory, predicted points apart; where it is out of memory apart, too."""
+    """A line for each provider; predicted memory apart, and with the times where there is not enough memory."""
     series = []
     for provider in dict.fromkeys(row["provider"] for row in rows):
         own = [row for row in rows if row["provider"] == provider]
@@ -195,7 +198,7 @@ def _series(rows: list[Row], field: str, unit: float) -> list[Series]:
                 provider,
                 [(row["shape"]["N"], unit * row[field]) for row in known if row not in predicted],
                 [(row["shape"]["N"], unit * row[field]) for row in predicted],
-                [row["shape"]["N"] for row in own if row["status"] == "out of memory"],
+                [row["shape"]["N"] for row in own if row["status"] == "out of memory" and field == "median_s"],
             )
         )
     return series

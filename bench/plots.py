@@ -6,8 +6,8 @@ from html import escape
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 50
-COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#b9770e", "#7d3c98", "#117a8b", "#566573")
+LEFT, RIGHT, TOP, BOTTOM = 70, 200, 40, 50
+COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#d68910", "#7d3c98", "#6e2c00", "#839192")
 
 
 @dataclass
@@ -38,16 +38,37 @@ class Axis:
         return self.begin + share * (self.end - self.begin)
 
 
-def line_plot(title: str, x_label: str, y_label: str, series: Sequence[Series], *, share: bool = False) -> str:
-    """An SVG document. With `share` y goes from 0 to 100 %; a cross on the upper edge marks what is out of memory."""
+def line_plot(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[Series],
+    *,
+    share: bool = False,
+    ceiling: tuple[str, float] | None = None,
+) -> str:
+    """An SVG document.
+
+    With `share` y starts at 0 % and is not logarithmic. A cross on the upper edge marks what is out of memory; `ceiling`
+    is a name and a value of y, drawn as a horizontal line.
+    """
     sizes = sorted({x for s in series for x in (*(p[0] for p in (*s.points, *s.predicted)), *s.missing)})
     values = [y for s in series for _, y in (*s.points, *s.predicted)]
     x = Axis(sizes[0] / 1.2, sizes[-1] * 1.2, LEFT, WIDTH - RIGHT)
-    low, high = (0, 1) if share else (10 ** floor(log10(min(values))), 10 ** ceil(log10(max(values) * 1.001)))
+    if share:
+        low, high = 0, max(1, ceil(5 * max(values)) / 5)
+    else:
+        low, high = 10 ** floor(log10(min(values))), 10 ** ceil(log10(max(values) * 1.001))
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, logarithmic=not share)
     body = [*_frame(title, x_label, y_label, x, y, sizes, share)]
     for number, one in enumerate(series):
         body += _line(one, COLOURS[number % len(COLOURS)], x, y, number)
+    if any(one.missing for one in series):
+        body.append(_text(WIDTH - RIGHT + 12, _legend(len(series)), "× out of memory", size=11))
+    if ceiling and low < ceiling[1] < high:
+        height = y(ceiling[1])
+        body.append(_path(f"M{x.begin} {height:.1f}H{x.end}", "#555555", dash="6 3"))
+        body.append(_text(x.begin + 6, height - 5, ceiling[0], size=11))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         f'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n'
@@ -66,10 +87,10 @@ def _frame(title: str, x_label: str, y_label: str, x: Axis, y: Axis, sizes: Sequ
     for size in sizes:
         parts.append(_text(x(size), y.begin + 18, f"{size:,.0f}", anchor="middle"))
         parts.append(_path(f"M{x(size):.1f} {y.begin}V{y.end}", "#eeeeee"))
-    decades = range(round(log10(y.low)), round(log10(y.high)) + 1) if not share else range(0, 101, 20)
+    decades = range(round(log10(y.low)), round(log10(y.high)) + 1) if not share else range(0, round(100 * y.high) + 1, 20)
     for mark in decades:
         value = mark / 100 if share else 10.0**mark
-        parts.append(_text(x.begin - 8, y(value) + 4, f"{mark} %" if share else f"{value:,g}", anchor="end"))
+        parts.append(_text(x.begin - 8, y(value) + 4, f"{mark} %" if share else f"{value:,.0f}" if value >= 1 else f"{value:g}", anchor="end"))
         parts.append(_path(f"M{x.begin} {y(value):.1f}H{x.end}", "#dddddd"))
     return parts
 
@@ -88,11 +109,13 @@ def _line(series: Series, colour: str, x: Axis, y: Axis, number: int) -> list[st
     for size in series.missing:
         a, b = x(size) + 5 * (number % 7 - 3), y.end + 8
         parts.append(_path(f"M{a - 4:.1f} {b - 4}l8 8m0 -8l-8 8", colour, 2))
-    name = series.name + (" (× out of memory)" if series.missing else "")
-    top = TOP + 10 + 18 * number
-    parts.append(_path(f"M{WIDTH - RIGHT + 12} {top - 4}h16", colour, 2))
-    parts.append(_text(WIDTH - RIGHT + 34, top, name, size=11))
+    parts.append(_path(f"M{WIDTH - RIGHT + 12} {_legend(number) - 4}h16", colour, 3))
+    parts.append(_text(WIDTH - RIGHT + 34, _legend(number), series.name, size=11))
     return parts
+
+
+def _legend(number: int) -> int:
+    return TOP + 10 + 18 * number
 
 
 def _path(d: str, colour: str, width: float = 1, dash: str = "") -> str:

@@ -13,6 +13,7 @@ import torch
 
 from bench.cases import DEVICE, HUGE_PAGES, THREADS, Case
 from bench.limits import least_seconds
+from bench.memory import available_bytes
 from bench.stats import quartiles, quotient
 from bench.timing import Measured
 from hsv_kernels.backends import compiled_module
@@ -38,6 +39,7 @@ def origin() -> Row:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "huge_pages_for_all": HUGE_PAGES,
+        "memory_bytes": available_bytes(),
         "transparent_huge_pages": transparent_huge_pages(),
     }
 

@@ -27,6 +27,7 @@ ORIGIN = {
     "commit": "abc1234",
     "dirty": False,
     "date": "2026-01-02T03:04:05+00:00",
+    "memory_bytes": 22 << 30,
     "transparent_huge_pages": "madvise",
 }
 
@@ -244,4 +245,4 @@ def test_plot_is_svg_with_every_point() -> None:
     x = [float(circle.get("cx")) for circle in circles]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.11)  # a logarithmic axis
     texts = [text.text for text in svg.findall(f"{name}text")]
-    assert "eager & co (× out of memory)" in texts and "2,048" in texts
+    assert "eager & co" in texts and "× out of memory" in texts and "2,048" in texts
