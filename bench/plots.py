@@ -1,6 +1,6 @@
 """Line plots as SVG, without a library: one unit of y against sizes, both on logarithmic axes unless said."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import ceil, floor, log10
@@ -49,8 +49,8 @@ def line_plot(
 ) -> str:
     """An SVG document.
 
-    With `share` y starts at 0 % and is not logarithmic. A cross on the upper edge marks what is out of memory; `ceiling`
-    is a name and a value of y, drawn as a horizontal line.
+    With `share` y starts at 0 % and is not logarithmic. A cross on the upper edge marks what is out of memory;
+    `ceiling` is a name and a value of y, drawn as a horizontal line.
     """
     sizes = sorted({x for s in series for x in (*(p[0] for p in (*s.points, *s.predicted)), *s.missing)})
     values = [y for s in series for _, y in (*s.points, *s.predicted)]
@@ -87,12 +87,19 @@ def _frame(title: str, x_label: str, y_label: str, x: Axis, y: Axis, sizes: Sequ
     for size in sizes:
         parts.append(_text(x(size), y.begin + 18, f"{size:,.0f}", anchor="middle"))
         parts.append(_path(f"M{x(size):.1f} {y.begin}V{y.end}", "#eeeeee"))
-    decades = range(round(log10(y.low)), round(log10(y.high)) + 1) if not share else range(0, round(100 * y.high) + 1, 20)
-    for mark in decades:
-        value = mark / 100 if share else 10.0**mark
-        parts.append(_text(x.begin - 8, y(value) + 4, f"{mark} %" if share else f"{value:,.0f}" if value >= 1 else f"{value:g}", anchor="end"))
+    for value, label in _marks(y, share):
+        parts.append(_text(x.begin - 8, y(value) + 4, label, anchor="end"))
         parts.append(_path(f"M{x.begin} {y(value):.1f}H{x.end}", "#dddddd"))
     return parts
+
+
+def _marks(y: Axis, share: bool) -> Iterator[tuple[float, str]]:
+    """Values on the y axis and their labels: every 20 %, or every power of ten."""
+    if share:
+        yield from ((percent / 100, f"{percent} %") for percent in range(0, round(100 * y.high) + 1, 20))
+        return
+    for power in range(round(log10(y.low)), round(log10(y.high)) + 1):
+        yield 10.0**power, f"{10.0**power:,.0f}" if power >= 0 else f"{10.0**power:g}"
 
 
 def _line(series: Series, colour: str, x: Axis, y: Axis, number: int) -> list[str]:
