@@ -16,8 +16,9 @@ from itertools import product
 from pathlib import Path
 
 from bench import page, results
+from bench.cases import DEVICE
 
-SETTINGS = {"as it is": "0", "huge pages for all": "1"}  # THP_MEM_ALLOC_ENABLE, which torch reads
+SETTINGS = {"as it is": "0"} | ({"huge pages for all": "1"} if DEVICE == "cpu" else {})  # THP_MEM_ALLOC_ENABLE
 
 
 def main() -> int:

@@ -58,10 +58,14 @@ class Probe:
 
 
 def least_seconds(work: Work, products: str, rates: dict[str, float], *, exponentials: bool = True) -> float | None:
-    """The time that `rates` allow for `work`, with its exponentials or without; None where a rate is unknown."""
+    """The time that `rates` allow for `work`, with its exponentials or without; None where a rate is unknown.
+
+    Exponentials count where the multiply-add units compute them: a GPU has others for them, beside its products.
+    """
     if work.bytes:
         return work.bytes / rates["copy"] if rates.get("copy") else None
     if not rates.get("fma"):
         return None
     matrix = (products == "bfloat16" and rates.get("dot")) or rates["fma"]
-    return work.flops / matrix + exponentials * work.exponentials * EXPONENTIAL / rates["fma"]
+    counted = work.exponentials * EXPONENTIAL if exponentials and "exponentials" in rates else 0
+    return work.flops / matrix + counted / rates["fma"]

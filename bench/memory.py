@@ -27,7 +27,7 @@ from bench.timing import Call
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 10.0  # seconds of a call, by its growth so far, beyond which its memory is predicted and not measured
 MOST = 400.0  # seconds of one child
-SHARE = 0.9  # of the available memory that a call may take
+TRIED, SHARE = 0.4, 0.9  # of the available memory: what one of two children at once may try, and what a call may take
 
 Peaks = dict[str, dict[str, dict]]  # title of a case → kind → bytes, whether predicted, status
 
@@ -65,7 +65,7 @@ def peaks_of(cases: list[Case], provider: str) -> Peaks:
                 continue
             size = max(case.shape.values())
             needs, duration = growth(sizes, values, size), growth(sizes, durations, size)
-            if needs is not None and (needs > SHARE * available or duration > LONGEST):
+            if needs is not None and (needs > TRIED * available or duration > LONGEST):
                 found[case.title][kind] = _entry(int(needs), available, predicted=True)
                 continue
             try:

@@ -193,11 +193,12 @@ def _series(rows: list[Row], field: str, unit: float) -> list[Series]:
         own = [row for row in rows if row["provider"] == provider]
         known = [row for row in own if row.get(field)]
         predicted = [row for row in known if field == "extra_bytes" and row["extra_predicted"]]
+        drawn = [row for row in predicted if row[field] < 4 * row["memory_bytes"]]  # beyond, the plot is all axis
         series.append(
             Series(
                 provider,
                 [(row["shape"]["N"], unit * row[field]) for row in known if row not in predicted],
-                [(row["shape"]["N"], unit * row[field]) for row in predicted],
+                [(row["shape"]["N"], unit * row[field]) for row in drawn],
                 [row["shape"]["N"] for row in own if row["status"] == "out of memory" and field == "median_s"],
             )
         )

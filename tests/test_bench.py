@@ -151,7 +151,8 @@ def test_providers_that_fail_say_why_and_the_others_go_on(case: Case) -> None:
 def test_a_row_compares_rounds_and_tells_the_share_of_the_limit(case: Case) -> None:
     case.work["forward"] = Work(flops=10, exponentials=10 / EXPONENTIAL)
     seconds = {"hsv": [1.0, 3.0, 2.0], "eager": [4.0, 12.0, None]}
-    measured = Measured({"forward": seconds}, [{"fma": 40.0}, {"fma": 40.0 / 3}, {"fma": 20.0}])
+    rates = [{"fma": rate, "exponentials": 1.0} for rate in (40.0, 40.0 / 3, 20.0)]
+    measured = Measured({"forward": seconds}, rates)
     fast, slow = (results.timing_row(case, "forward", name, measured) for name in seconds)
     assert (fast["median_s"], fast["times_eager"], fast["fraction"], fast["fraction_products"]) == (2, 0.25, 0.5, 0.25)
     assert (slow["rounds"], slow["times_hsv"], slow["fraction"]) == (2, 4, 0.125)
