@@ -60,12 +60,12 @@ void define_contrast(py::module_& m) {
       Release());
   m.def(
       "contrast_backward",
-      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t grad, uintptr_t lse, uintptr_t d, uintptr_t inv_norm,
+      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t grad, uintptr_t lse, uintptr_t d,
          const std::vector<uintptr_t>& view_grad, uintptr_t scale_grad, uintptr_t exponentials) {
         p.workspace = pointer(workspace);
-        hsv::ContrastBackward b{pointer(grad),        pointer(lse), pointer(d),
-                                pointer(inv_norm),    {},           static_cast<double*>(pointer(scale_grad)),
-                                pointer(exponentials)};
+        hsv::ContrastBackward b{
+            pointer(grad),        pointer(lse), pointer(d), {}, static_cast<double*>(pointer(scale_grad)),
+            pointer(exponentials)};
         for (size_t i = 0; i < view_grad.size(); i++) b.view_grad[i] = pointer(view_grad[i]);
         hsv::active_kernels().contrast.backward(p, b);
       },

@@ -44,10 +44,10 @@ struct ContrastForward {
 };
 
 struct ContrastBackward {
-  const void *grad, *lse, *d, *inv_norm;  // grad contiguous, of the type of lse
-  void* view_grad[2];                     // contiguous [rows, dim] of the rows' type, or null: not computed
-  double* scale_grad;                     // or null
-  const void* exponentials;               // what forward kept, or null
+  const void *grad, *lse, *d;  // grad contiguous, of the type of lse
+  void* view_grad[2];          // contiguous [rows, dim] of the rows' type, or null: not computed
+  double* scale_grad;          // or null
+  const void* exponentials;    // what forward kept, or null
 };
 
 // Exponentials are kept in strips of so many rows, whatever the instruction set: [strip][kStrip][columns right of it].

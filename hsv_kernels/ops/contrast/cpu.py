@@ -74,11 +74,12 @@ def nt_xent_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · loss_i: dz0 and dz1 (None unless need_z) and dtemperature (None unless need_temperature).
 
-    Takes grad [2N] of any stride, the inputs of `nt_xent_forward` and what it returned.
+    Takes grad [2N] of any stride, the inputs of `nt_xent_forward` and what it returned, less inv_norm: norms are taken
+    again, in double, so that the similarities are those of the forward.
     """
     scale = _inverse(temperature)
     problem = _problem((z0, z1), scale, True, fixed_shift, bfloat16, threads)
-    saved = [t.contiguous() for t in (grad.to(lse.dtype), lse, d, inv_norm)]
+    saved = [t.contiguous() for t in (grad.to(lse.dtype), lse, d)]
     row_grads, dscale = _backward(problem, saved, (z0, z1), need_z, need_temperature, exponentials)
     dz0, dz1 = row_grads or (None, None)
     return dz0, dz1, None if dscale is None else (dscale * -(scale**2)).to(temperature.dtype)
@@ -132,7 +133,7 @@ def square_logsumexp_backward(
         dq, _, dscale, _ = rectangle.logsumexp_backward(grad, None, q, None, True, scale, form, saved, *needs)
         return dq, dscale
     problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
-    saved = [grad.to(lse.dtype).contiguous(), lse.contiguous(), None, None]
+    saved = [grad.to(lse.dtype).contiguous(), lse.contiguous(), None]
     row_grads, dscale = _backward(problem, saved, (q,), need_q, need_scale, None)
     return row_grads[0] if row_grads else None, None if dscale is None else dscale.to(scale.dtype)
 
@@ -184,7 +185,7 @@ def _backward(
     need_scale: bool,
     exponentials: Tensor | None,
 ) -> tuple[list[Tensor] | None, Tensor | None]:
-    """Gradients of the views' rows and of the scale (float64, 0-dim), from grad, lse, d and inv_norm."""
+    """Gradients of the views' rows and of the scale (float64, 0-dim), from grad, lse and d."""
     row_grads = [torch.empty(view.shape, dtype=view.dtype) for view in views] if need_rows else []
     dscale = torch.empty((), dtype=torch.float64) if need_scale else None
     if need_rows or need_scale:
