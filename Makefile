@@ -1,7 +1,7 @@
-# make demo    install into .venv and train the hybrid on the embedded digits
-# make test    install into .venv and run every test
+# make demo      install into .venv and train the hybrid on the embedded digits
+# make test      install into .venv and run every test
 # make sanitize  run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-# make lint    formatting and static checks
+# make lint      formatting and static checks
 # make bench   time and memory against what else there is; writes bench/results and docs/speed.md (a quarter of an hour)
 # make bench-check [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]   what got slower between two result files
 PYTHON ?= python3
@@ -12,7 +12,7 @@ SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 .PHONY: help demo test sanitize lint bench bench-check clean prerequisites
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_demo.py
@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests --ignore=tests/aot
 	set -e; others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); \
-	for isa in $$others; do HSV_CPU_ISA=$$isa $(BIN)/python -m pytest -q tests/kernels; done
+	for isa in $$others; do HSV_CPU_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow" tests/kernels; done
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/python -m pytest -q tests/aot
 
@@ -30,7 +30,8 @@ test: $(VENV)/installed
 # runtime must be the first library of the process, and libstdc++ be there when it looks for __cxa_throw. ThreadSanitizer
 # knows nothing of libgomp's barriers: its build brings teams of its own, and OMP_THREAD_LIMIT keeps torch from making any.
 SANITIZED_BUILD = CXX=g++ HSV_BUILD_CUDA=0 HSV_BUILD_TYPE=RelWithDebInfo $(BIN)/python setup.py -q build
-SANITIZED_TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider -k "not compiles" tests/kernels
+SANITIZED_TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider \
+	-m "not slow" -k "not compiles" tests/kernels
 PRELOAD = LD_PRELOAD="$$(g++ -print-file-name=$(1)) $$(g++ -print-file-name=libstdc++.so.6)"
 
 sanitize: $(VENV)/installed
@@ -40,7 +41,8 @@ sanitize: $(VENV)/installed
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HSV_CPU_ISA=$$isa $(call PRELOAD,libasan.so) \
 		$(SANITIZED_TEST) -o pythonpath=build/asan; done
 	HSV_CMAKE_ARGS=-DHSV_SANITIZE=thread $(SANITIZED_BUILD) --build-base build/tsan --build-lib build/tsan
-	OMP_THREAD_LIMIT=1 TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" HSV_CPU_ISA=avx2 $(call PRELOAD,libtsan.so) \
+	OMP_THREAD_LIMIT=1 TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" $(call PRELOAD,libtsan.so) \
+		HSV_CPU_ISA=$$($(BIN)/python -c "from hsv_kernels import _C; print(_C.cpu_isa())") \
 		$(SANITIZED_TEST) -o pythonpath=build/tsan
 
 lint: $(VENV)/installed
