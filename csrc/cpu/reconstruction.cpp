@@ -13,62 +13,70 @@ namespace {
 constexpr double kEps = 1e-6;
 constexpr int64_t kValuesPerThread = 1 << 15;  // a thread for less costs more to wake than it saves
 
-// Applies f(vector, index) to the whole vectors of [0, n) and g(index) to the rest.
-template <class T, class F, class G>
-HSV_INLINE void for_vectors(int64_t n, const F& f, const G& g) {
-  constexpr int width = kLanes<T>;
+constexpr int64_t kCacheLine = 64;
+constexpr int kChains = 4;  // sums in flight: one alone waits for each addition to end
+
+// A formula over arrays is written once, for a reader `at`, and runs over whole vectors and over what remains.
+struct VectorAt {
+  int64_t i;
+  template <class E>
+  HSV_INLINE auto operator()(const E* x) const {
+    return load(x + i);
+  }
+};
+struct ElementAt {
+  int64_t i;
+  template <class E>
+  HSV_INLINE auto operator()(const E* x) const {
+    return widen(x[i]);
+  }
+};
+
+// Σ term over [0, n), in an order that n alone decides.
+template <class T, class F>
+HSV_INLINE T sum_over(int64_t n, const F& term) {
+  Vector<T> totals[kChains] = {};
+  T rest = 0;
   int64_t i = 0;
-  for (; i + width <= n; i += width) f(i);
-  for (; i < n; i++) g(i);
+  for (; i + kChains * kLanes<T> <= n; i += kChains * kLanes<T>) {
+    HSV_UNROLL
+    for (int c = 0; c < kChains; c++) totals[c] += term(VectorAt{i + c * kLanes<T>});
+  }
+  for (; i + kLanes<T> <= n; i += kLanes<T>) totals[0] += term(VectorAt{i});
+  for (; i < n; i++) rest += term(ElementAt{i});
+  return sum((totals[0] + totals[1]) + (totals[2] + totals[3])) + rest;
 }
 
 template <class T>
 T sum_of(const T* x, int64_t n) {
-  Vector<T> total{};
-  T rest = 0;
-  for_vectors<T>(n, [&](int64_t i) { total += load(x + i); }, [&](int64_t i) { rest += x[i]; });
-  return sum(total) + rest;
+  return sum_over<T>(n, [=](auto at) { return at(x); });
 }
 
 // Σ (x − mean)²
 template <class T>
 T squares_about(const T* x, T mean, int64_t n) {
-  Vector<T> total{};
-  T rest = 0;
-  for_vectors<T>(
-      n,
-      [&](int64_t i) {
-        const auto d = load(x + i) - mean;
-        total += d * d;
-      },
-      [&](int64_t i) { rest += (x[i] - mean) * (x[i] - mean); });
-  return sum(total) + rest;
+  return sum_over<T>(n, [=](auto at) {
+    const auto d = at(x) - mean;
+    return d * d;
+  });
 }
 
 // Σ (pred − (x − mean) · rstd)²
 template <class T, class P>
 T squared_error(const P* pred, const T* x, T mean, T rstd, int64_t n) {
-  Vector<T> total{};
-  T rest = 0;
-  for_vectors<T>(
-      n,
-      [&](int64_t i) {
-        const auto d = load(pred + i) - (load(x + i) - mean) * rstd;
-        total += d * d;
-      },
-      [&](int64_t i) {
-        const T d = widen(pred[i]) - (x[i] - mean) * rstd;
-        rest += d * d;
-      });
-  return sum(total) + rest;
+  return sum_over<T>(n, [=](auto at) {
+    const auto d = at(pred) - (at(x) - mean) * rstd;
+    return d * d;
+  });
 }
 
 // gradient = weight · (pred − (x − mean) · rstd)
 template <class T, class P>
 void scaled_residual(const P* pred, const T* x, T mean, T rstd, T weight, int64_t n, P* gradient) {
-  for_vectors<T>(
-      n, [&](int64_t i) { store(gradient + i, (load(pred + i) - (load(x + i) - mean) * rstd) * weight); },
-      [&](int64_t i) { narrow((widen(pred[i]) - (x[i] - mean) * rstd) * weight, gradient + i); });
+  const auto value = [=](auto at) { return (at(pred) - (at(x) - mean) * rstd) * weight; };
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(gradient + i, value(VectorAt{i}));
+  for (; i < n; i++) narrow(value(ElementAt{i}), gradient + i);
 }
 
 template <class T, class I>
@@ -77,65 +85,123 @@ HSV_INLINE void widen_row(const I* row, int64_t n, T* __restrict out) {
 }
 template <class I>
 HSV_INLINE void widen_row(const I* row, int64_t n, float* __restrict out) {
-  for_vectors<float>(n, [&](int64_t i) { store(out + i, load(row + i)); }, [&](int64_t i) { out[i] = widen(row[i]); });
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(out + i, load(row + i));
+  for (; i < n; i++) out[i] = widen(row[i]);
 }
 HSV_INLINE void widen_row(const double* row, int64_t n, float* __restrict out) {
   for (int64_t i = 0; i < n; i++) out[i] = static_cast<float>(row[i]);
 }
 
-// out[3 i + c] = planes[c n + i], written by whole vectors where the instruction set permutes lanes; returns how many
-// i.
 #if defined(__AVX2__)
-HSV_INLINE Vec permute(Vec v, IVec lanes) {
+// Lanes of a (numbers below kWidth) and b (kWidth and above).
+HSV_INLINE Vec pick(Vec a, Vec b, IVec lanes) {
 #if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)lanes, (__m512)v);
+  return (Vec)_mm512_permutex2var_ps((__m512)a, (__m512i)lanes, (__m512)b);
 #else
-  return (Vec)_mm256_permutevar8x32_ps((__m256)v, (__m256i)lanes);
+  const __m256 of_a = _mm256_permutevar8x32_ps((__m256)a, (__m256i)lanes);
+  const __m256 of_b = _mm256_permutevar8x32_ps((__m256)b, (__m256i)lanes);
+  return (Vec)_mm256_blendv_ps(of_a, of_b, (__m256)(lanes << 28));
 #endif
 }
 
-int64_t interleave_vectors(const float* planes, int64_t n, float* out) {
-  IVec pixel[3], channel[3];
-  for (int k = 0; k < 3; k++)
-    for (int i = 0; i < kWidth; i++) pixel[k][i] = (k * kWidth + i) / 3, channel[k][i] = (k * kWidth + i) % 3;
+// Which lanes of three planes make three vectors of pixels: first of planes 0 and 1, then of these and plane 2.
+struct Interleaving {
+  alignas(kVectorBytes) int32_t first[3 * kWidth];
+  alignas(kVectorBytes) int32_t second[3 * kWidth];
+};
+constexpr Interleaving interleaving() {
+  Interleaving lanes{};
+  for (int i = 0; i < 3 * kWidth; i++) {
+    lanes.first[i] = i % 3 == 1 ? kWidth + i / 3 : i / 3;
+    lanes.second[i] = i % 3 == 2 ? kWidth + i / 3 : i % kWidth;
+  }
+  return lanes;
+}
+constexpr Interleaving kInterleaving = interleaving();
+
+HSV_INLINE IVec load_lanes(const int32_t* lanes) {
+  IVec v;
+  memcpy(&v, lanes, sizeof v);
+  return v;
+}
+
+// out[3 i + c] = plane c's value i, for whole vectors of i; returns how many i.
+template <class I>
+HSV_INLINE int64_t interleave_vectors(const I* planes, int64_t stride, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) {
-    const Vec plane[3] = {load(planes + i), load(planes + n + i), load(planes + 2 * n + i)};
+    const Vec plane0 = load(planes + i), plane1 = load(planes + stride + i), plane2 = load(planes + 2 * stride + i);
     HSV_UNROLL
-    for (int k = 0; k < 3; k++) {
-      const Vec last = channel[k] == 1 ? permute(plane[1], pixel[k]) : permute(plane[2], pixel[k]);
-      store(out + 3 * i + k * kWidth, channel[k] == 0 ? permute(plane[0], pixel[k]) : last);
+    for (int k = 0; k < 3 * kWidth; k += kWidth) {
+      const Vec two = pick(plane0, plane1, load_lanes(kInterleaving.first + k));
+      store(out + 3 * i + k, pick(two, plane2, load_lanes(kInterleaving.second + k)));
     }
   }
   return i;
 }
+template <class T, class I>
+constexpr bool kInterleaves = false;
+template <class I>
+constexpr bool kInterleaves<float, I> = true;
+template <>
+constexpr bool kInterleaves<float, double> = false;
 #else
-int64_t interleave_vectors(const float*, int64_t, float*) {
-  return 0;
-}
+template <class T, class I>
+constexpr bool kInterleaves = false;
 #endif
-int64_t interleave_vectors(const double*, int64_t, double*) {
-  return 0;
+
+// Where one patch is read: its row of predictions and its first pixel.
+template <class P, class I>
+struct Source {
+  const P* pred;
+  const I* pixels;
+};
+
+// Brings [data, data + bytes) into the second cache level, which waits for more lines at once than the first.
+HSV_INLINE void prefetch(const void* data, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(static_cast<const char*>(data) + i, 0, 2);
 }
 
-// Patch t of the batch, in (p, q, c) order; `planes` is room for another patch.
-template <class T, class I>
-void load_patch(const I* images, const PatchGrid& g, int64_t t, T* planes, T* out) {
-  const int64_t L = g.rows * g.columns, b = t / L, l = t % L, C = g.channels, pixels = g.p * g.q;
-  images += b * g.stride_b + l / g.columns * g.p * g.stride_h + l % g.columns * g.q * g.stride_w;
-  if (g.stride_w == C && (C == 1 || g.stride_c == 1)) {
-    for (int64_t y = 0; y < g.p; y++) widen_row(images + y * g.stride_h, g.q * C, out + y * g.q * C);
-  } else if (g.stride_w == 1) {
-    for (int64_t c = 0; c < C; c++)
-      for (int64_t y = 0; y < g.p; y++)
-        widen_row(images + c * g.stride_c + y * g.stride_h, g.q, planes + c * pixels + y * g.q);
-    for (int64_t i = C == 3 ? interleave_vectors(planes, pixels, out) : 0; i < pixels; i++)
-      for (int64_t c = 0; c < C; c++) out[i * C + c] = planes[c * pixels + i];
-  } else {
-    for (int64_t i = 0; i < pixels; i++)
-      for (int64_t c = 0; c < C; c++)
-        out[i * C + c] = widen(images[i / g.q * g.stride_h + c * g.stride_c + i % g.q * g.stride_w]);
+// Asks for row y of a patch before it is needed: the rows are short and far apart, which the hardware does not foresee.
+template <class P, class I>
+HSV_INLINE void prefetch_row(const Source<P, I>& patch, const PatchGrid& g, int64_t y) {
+  const int64_t values = g.q * g.channels;
+  prefetch(patch.pred + y * values, values * static_cast<int64_t>(sizeof(P)));
+  if (g.stride_w > g.channels) return;  // pixels with gaps
+  const I* row = patch.pixels + y * g.stride_h;
+  for (int64_t c = 0; c < (g.stride_c == 1 ? 1 : g.channels); c++)
+    prefetch(row + c * g.stride_c, g.q * g.stride_w * static_cast<int64_t>(sizeof(I)));
+}
+
+// The pixels of `patch` in (p, q, c) order, while `next` is on its way; `planes` is room for another patch.
+template <class T, class P, class I>
+void load_patch(const Source<P, I>& patch, const Source<P, I>& next, const PatchGrid& g, T* planes, T* out) {
+  const int64_t C = g.channels, pixels = g.p * g.q;
+  const bool in_order = g.stride_w == C && (C == 1 || g.stride_c == 1);
+  const bool in_vectors = kInterleaves<T, I> && C == 3 && g.stride_w == 1 && g.q % kWidth == 0;
+  const bool in_planes = g.stride_w == 1 && !in_order && !in_vectors;
+
+  for (int64_t y = 0; y < g.p; y++) {
+    const I* row = patch.pixels + y * g.stride_h;
+    T* const values = out + y * g.q * C;
+    prefetch_row(next, g, y);
+    if (in_order) {
+      widen_row(row, g.q * C, values);
+    } else if (in_vectors) {
+      if constexpr (kInterleaves<T, I>) interleave_vectors(row, g.stride_c, g.q, values);
+    } else if (in_planes) {
+      for (int64_t c = 0; c < C; c++) widen_row(row + c * g.stride_c, g.q, planes + c * pixels + y * g.q);
+    } else {
+      for (int64_t i = 0; i < g.q; i++)
+        for (int64_t c = 0; c < C; c++) values[i * C + c] = widen(row[i * g.stride_w + c * g.stride_c]);
+    }
   }
+  if (!in_planes) return;
+  int64_t i = 0;
+  if constexpr (kInterleaves<T, T>) i = C == 3 ? interleave_vectors(planes, pixels, pixels, out) : 0;
+  for (; i < pixels; i++)
+    for (int64_t c = 0; c < C; c++) out[i * C + c] = planes[c * pixels + i];
 }
 
 // The type that predictions of type P are computed in.
@@ -154,11 +220,21 @@ void for_patches(const PatchRows& rows, const P* pred, const I* images, const Pa
                  const F& f) {
   const int64_t L = g.rows * g.columns, n = g.p * g.q * g.channels;
   const int64_t useful = 1 + g.batch * L * n / kValuesPerThread;
+  const auto source = [=](int64_t t) {
+    const int64_t b = t / L, l = t % L, row = l / g.columns * g.p, column = l % g.columns * g.q;
+    return Source<P, I>{pred + b * rows.stride_b + l * rows.stride_l,
+                        images + b * g.stride_b + row * g.stride_h + column * g.stride_w};
+  };
   parallel_for(g.batch * L, static_cast<int>(threads < useful ? threads : useful), [&](int64_t begin, int64_t end) {
     T *const x = static_cast<T*>(malloc(2 * n * sizeof(T))), *const planes = x + n;
     for (int64_t t = begin; t < end; t++) {
-      if (mask[t] != 0) load_patch(images, g, t, planes, x);
-      f(t, pred + t / L * rows.stride_b + t % L * rows.stride_l, x);
+      const Source<P, I> patch = source(t);
+      if (mask[t] != 0) {
+        int64_t next = t + 1;
+        while (next < end && mask[next] == 0) next++;
+        load_patch(patch, next < end ? source(next) : patch, g, planes, x);
+      }
+      f(t, patch.pred, x);
     }
     free(x);
   });

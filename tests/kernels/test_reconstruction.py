@@ -59,6 +59,8 @@ CASES = {
     "cifar": Case(2, 3, 2, 3, 6, 4),
     "vit": Case(2, 3, 3, 2, 16, 16),
     "large patches": Case(1, 3, 2, 1, 32, 32, masked=1.0),
+    "wide patches": Case(2, 3, 2, 2, 2, 48),
+    "rows of half vectors": Case(2, 3, 2, 3, 3, 24),
     "all visible": Case(2, 3, 2, 2, 4, 4, masked=0.0),
 }
 VIT = CASES["vit"]
