@@ -22,14 +22,32 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def forms(backend: str) -> dict[str, Loss]:
     """Losses of (z0, z1, 0-dim scalar) by each differentiable path."""
-    return {
+    found: dict[str, Loss] = {
         "nt_xent": lambda z0, z1, t: nt_xent(z0, z1, t, backend=backend),
         "number": lambda z0, z1, t: nt_xent(z0, z1, 0.3, backend=backend),
         "square": lambda z0, z1, t: similarity_logsumexp(z0, scale=t, exclude_self=True, backend=backend).sum(),
     }
+    if backend != "triton":
+        found["keys"] = lambda z0, z1, t: similarity_logsumexp(z0, z1, scale=t, backend=backend).sum()
+        found["queue"] = lambda z0, z1, t: queue_loss(z0, z1, t, backend)
+        found["labels"] = lambda z0, z1, t: labels_loss(z0, t, backend)
+    return found
 
 
-FORMS = list(forms("reference"))
+def queue_loss(q: Tensor, positive: Tensor, scale: Tensor, backend: str) -> Tensor:
+    """MoCo's loss against keys that need no gradient, and a share of the positive logits."""
+    d, logit = similarity_logsumexp(q, q.detach().flip(0) + 1, scale=scale, positive=positive, backend=backend)
+    return torch.nn.functional.softplus(d).sum() + 0.1 * logit.sum()
+
+
+def labels_loss(q: Tensor, scale: Tensor, backend: str) -> Tensor:
+    """Rows against each other, less those of the same parity and the next one."""
+    parity = torch.arange(q.shape[0]) % 2
+    others = {"exclude_self": True, "self_offset": 1, "q_labels": parity, "k_labels": parity}
+    return similarity_logsumexp(q, scale=scale, backend=backend, **others).sum()
+
+
+BACKENDS_AND_FORMS = [(backend, form) for backend in BACKENDS for form in forms(backend)]
 
 
 def arguments(backend: str, n: int = 6, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,8 +56,7 @@ def arguments(backend: str, n: int = 6, dim: int = 5) -> tuple[Tensor, Tensor, T
     return z0, z1, torch.tensor(0.4, device=device_of(backend), requires_grad=True)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, form", BACKENDS_AND_FORMS)
 def test_double_backward_raises(backend: str, form: str) -> None:
     loss, args = forms(backend)[form], arguments(backend)
     (dz0,) = torch.autograd.grad(loss(*args), args[0], create_graph=True)
@@ -58,8 +75,7 @@ def test_double_backward_through_the_incoming_gradient_raises(backend: str) -> N
         dt.backward()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, form", BACKENDS_AND_FORMS)
 def test_backward_twice_over_a_kept_graph(backend: str, form: str) -> None:
     args = arguments(backend)
     loss = forms(backend)[form](*args)
@@ -80,8 +96,7 @@ def test_gradients_of_some_inputs(backend: str, wanted: tuple[int, ...]) -> None
         torch.testing.assert_close(gradient, full[i])
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, form", BACKENDS_AND_FORMS)
 def test_func_grad_and_vmap(backend: str, form: str) -> None:
     loss, args = forms(backend)[form], arguments(backend)
     (expected,) = torch.autograd.grad(loss(*args), args[0])
@@ -91,8 +106,7 @@ def test_func_grad_and_vmap(backend: str, form: str) -> None:
         torch.vmap(lambda z0: loss(z0, *plain[1:]))(torch.stack([plain[0], plain[1]]))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, form", BACKENDS_AND_FORMS)
 def test_compiles_without_a_graph_break(backend: str, form: str) -> None:
     torch.compiler.reset()
     loss = forms(backend)[form]
@@ -166,7 +180,7 @@ def test_autocast_is_ignored(backend: str) -> None:
         with torch.autocast(args[0].device.type, dtype=torch.bfloat16):
             found = loss(*args)
         assert found.dtype == torch.float32 and torch.equal(found, expected), form
-        wanted = [args[i] for i in {"number": (0, 1), "square": (0, 2)}.get(form, (0, 1, 2))]
+        wanted = [args[i] for i in {"number": (0, 1), "square": (0, 2), "labels": (0, 2)}.get(form, (0, 1, 2))]
         with torch.autocast(args[0].device.type, dtype=torch.bfloat16):
             gradients = torch.autograd.grad(found, wanted)
         for x, y in zip(gradients, torch.autograd.grad(expected, wanted), strict=True):
