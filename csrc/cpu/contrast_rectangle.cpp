@@ -48,6 +48,13 @@ int64_t at_most(int64_t n, int64_t most) {
   return n < most ? n : most;
 }
 
+// Steps of at most `most` that part n rows evenly, in whole panels.
+template <class E>
+int64_t even_step(int64_t n, int64_t most) {
+  const int64_t steps = (n + most - 1) / most;
+  return padded<E>((n + steps - 1) / steps);
+}
+
 // ---- what both directions share ----
 
 // Parts of the queries and of the keys, one part of each to a thread; one of the two counts is 1.
@@ -382,6 +389,7 @@ void forward_part(const RectangleProblem& p, const Shared<E>& shared, int64_t i_
     memset(out.keys + column * shared.q.rows + i_begin * kPanel<E>, 0, (i_end - i_begin) * kPanel<E> * sizeof(T));
   }
 
+  const int64_t step = even_step<E>(i_end - i_begin, kQueries);
   for (int64_t j = j_begin; j < j_end; j += kKeys) {
     const int64_t nj = at_most(kKeys, j_end - j);
     const T k_squares = pack_keys(p, j, j + nj, own.keys);
@@ -389,8 +397,8 @@ void forward_part(const RectangleProblem& p, const Shared<E>& shared, int64_t i_
       fixed = false;
       for (int64_t i = i_begin; i < i_end; i++) out.shift[i] = out.total[i] == 0 ? kNone<T> : 0;
     }
-    for (int64_t i = i_begin; i < i_end; i += kQueries) {
-      const Tile t{i, at_most(kQueries, i_end - i), j, nj};
+    for (int64_t i = i_begin; i < i_end; i += step) {
+      const Tile t{i, at_most(step, i_end - i), j, nj};
       if (fixed && t.j + t.nj <= p.m && !leaves_out<E>(p, t)) {
         add_whole_tile(p, shared.q, t, own, out);
       } else {
@@ -597,13 +605,13 @@ void backward(const RectangleProblem& p, const RectangleBackward& b) {
     for (int part = thread; part < m.parts; part += team) {
       Arena memory(m.scratch + part * one.used());
       const Scratch<E> own = m.own(p, memory);
-      const int64_t end = part_begin<E>(p.m, part + 1, m.parts);
+      const int64_t end = part_begin<E>(p.m, part + 1, m.parts), step = even_step<E>(m.shared.q.rows, kQueries);
       for (int64_t j = part_begin<E>(p.m, part, m.parts); j < end; j += kKeys) {
         const int64_t nj = at_most(kKeys, end - j);
         pack_keys(p, j, j + nj, own.keys);
         memset(own.sums, 0, kKeys * padded<E>(p.dim) * sizeof(Sum<E>));
-        for (int64_t i = 0; i < m.shared.q.rows; i += kQueries) {
-          add_gradients(p, m, Tile{i, at_most(kQueries, m.shared.q.rows - i), j, nj}, own);
+        for (int64_t i = 0; i < m.shared.q.rows; i += step) {
+          add_gradients(p, m, Tile{i, at_most(step, m.shared.q.rows - i), j, nj}, own);
         }
         finish_keys<E>(p, b, j, at_most(j + nj, p.m), own.sums);
       }
