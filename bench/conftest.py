@@ -10,7 +10,7 @@ import torch
 
 from bench import memory, results
 from bench.cases import MODES, QUICK, THREADS, Case
-from bench.page import describe, table
+from bench.tables import describe, table
 from bench.timing import Measured, measure
 
 KIND = {mode: kind for kind, modes in MODES.items() for mode in modes}

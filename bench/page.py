@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+from bench.figures import figures
 from bench.limits import EXPONENTIAL
-from bench.plots import Series, line_plot
 from bench.results import RESULTS, ROOT, Row, newest, read
+from bench.tables import describe, find, fraction, tables
 from bench.targets import EXTRA_MIB, FRACTION, TARGETS, Target
 
 PAGE = ROOT / "docs" / "speed.md"
@@ -38,17 +39,6 @@ page of the newest results of each device; `make bench-check` says what got slow
 """
 
 
-def describe(row: Row) -> str:
-    """One line: device, instruction set, threads, versions, commit, settings."""
-    versions = ", ".join(f"{name} {number or 'not installed'}" for name, number in row["versions"].items())
-    gpu = "" if row["device"] == row["cpu"] else f" with {row['cpu']}"
-    return (
-        f"{row['device']}{gpu}, {row['isa']}, {row['threads']} threads, {row['system']}; {versions}; "
-        f"commit {row['commit']}{' with uncommitted changes' if row['dirty'] else ''}, {str(row['date'])[:10]}; "
-        f"transparent huge pages: {row['transparent_huge_pages']}"
-    )
-
-
 def main() -> None:
     devices = sorted(path for path in RESULTS.iterdir() if path.is_dir() and newest(path))
     PAGE.parent.mkdir(exist_ok=True)
@@ -68,13 +58,13 @@ def render(devices: Sequence[tuple[str, list[Row], str]], folder: Path) -> str:
         parts += [f"## {rows[0]['device']}, {rows[0]['threads']} threads", describe(rows[0]) + ".", *_limits(rows)]
         parts += ["### Targets", "\n".join(_targets(rows))]
         parts += ["### Notes", notes] if notes else []
-        parts += _figures(slug, rows, folder)
-        parts += ["### All rows", *_tables(rows)]
+        parts += figures(slug, rows, folder)
+        parts += ["### All rows", *tables(rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def _limits(rows: list[Row]) -> Iterator[str]:
-    """What was measured of the machine, for each setting of huge pages."""
+    """What was measured of the machine between the rounds."""
     names = {
         "rate_fma": ("multiply-adds", 1e9, "GFLOP/s"),
         "rate_dot": ("bf16 dot products", 1e9, "GFLOP/s"),
@@ -92,14 +82,6 @@ def _limits(rows: list[Row]) -> Iterator[str]:
 
 def _span(values: Sequence[float], unit: float) -> str:
     return f"{min(values) / unit:.1f}–{max(values) / unit:.1f}"
-
-
-def find(rows: list[Row], huge: bool, **wanted: object) -> Row | None:
-    """The row of one setting whose fields are as wanted."""
-    for row in rows:
-        if row["huge_pages_for_all"] == huge and all(row[name] == value for name, value in wanted.items()):
-            return row
-    return None
 
 
 def _targets(rows: list[Row]) -> Iterator[str]:
@@ -124,7 +106,7 @@ def _targets(rows: list[Row]) -> Iterator[str]:
         yield f"| nt_xent, N = 4,096, {products} | both | extra memory | ≤ {EXTRA_MIB} MiB | {_at_most(row)} | | |"
         yield (
             f"| nt_xent, N = 4,096, {products} | both | the machine's limit | ≥ {FRACTION:.0%} "
-            f"| {_fraction(row, bold_below=FRACTION)} | | |"
+            f"| {fraction(row, bold_below=FRACTION)} | | |"
         )
 
 
@@ -152,152 +134,6 @@ def _at_most(row: Row) -> str:
         return "–"
     size = row["extra_bytes"] / 2**20
     return f"{size:.1f} MiB" if size <= EXTRA_MIB else f"**{size:.1f} MiB, missed**"
-
-
-def _fraction(row: Row, bold_below: float = 0) -> str:
-    if row.get("fraction") is None:
-        return "–"
-    text = f"{row['fraction']:.0%}"
-    if row["limit"] == "arithmetic":
-        text += f" ({row['fraction_products']:.0%} products alone)"
-    return f"**{text}, missed**" if row["fraction"] < bold_below else text
-
-
-def _figures(slug: str, rows: list[Row], folder: Path) -> Iterator[str]:
-    """Writes the plots of NT-Xent against N and gives the lines that show them."""
-    (folder / "speed").mkdir(parents=True, exist_ok=True)
-    for products in ("float32", "bfloat16"):
-        chosen = [r for r in rows if (r["operation"], r["products"]) == ("nt_xent", products)]
-        both = [r for r in chosen if r["mode"] == "both" and not r["huge_pages_for_all"]]
-        memory = _series(both, "extra_bytes", 2**-20)
-        available = ("available memory", chosen[0]["memory_bytes"] / 2**20) if chosen else None
-        for name, title, unit, series, ceiling in (
-            ("time", "time, forward and backward", "ms", _series(both, "median_s", 1e3), None),
-            ("memory", "extra memory, forward and backward", "MiB", memory, available),
-            ("limit", "share of the machine's limit", "", _limit_series(chosen), None),
-        ):
-            series = [one for one in series if one.points]
-            if not series:
-                continue
-            file = f"{slug}-nt_xent-{products}-{name}.svg"
-            heading = f"NT-Xent, {products}, D = 128: {title}"
-            svg = line_plot(heading, "N (pairs)", unit, series, share=name == "limit", ceiling=ceiling)
-            (folder / "speed" / file).write_text(svg)
-            yield f"![NT-Xent, {products}: {title}, against N](speed/{file})"
-
-
-def _series(rows: list[Row], field: str, unit: float) -> list[Series]:
-    """A line for each provider; predicted memory apart, and with the times where there is not enough memory."""
-    series = []
-    for provider in dict.fromkeys(row["provider"] for row in rows):
-        own = [row for row in rows if row["provider"] == provider]
-        known = [row for row in own if row.get(field)]
-        predicted = [row for row in known if field == "extra_bytes" and row["extra_predicted"]]
-        drawn = [row for row in predicted if row[field] < 4 * row["memory_bytes"]]  # beyond, the plot is all axis
-        series.append(
-            Series(
-                provider,
-                [(row["shape"]["N"], unit * row[field]) for row in known if row not in predicted],
-                [(row["shape"]["N"], unit * row[field]) for row in drawn],
-                [row["shape"]["N"] for row in own if row["status"] == "out of memory" and field == "median_s"],
-            )
-        )
-    return series
-
-
-def _limit_series(rows: list[Row]) -> list[Series]:
-    """hsv with and without the exponentials, for both settings and modes, and eager for comparison."""
-    series = []
-    for mode in ("both", "forward"):
-        for provider, field, name in (
-            ("hsv", "fraction", "hsv"),
-            ("hsv", "fraction_products", "hsv, products alone"),
-            ("eager", "fraction", "eager"),
-        ):
-            points = [
-                (row["shape"]["N"], row[field])
-                for row in rows
-                if (row["mode"], row["provider"], row["huge_pages_for_all"]) == (mode, provider, False)
-                and row.get(field)
-            ]
-            series.append(Series(f"{name}, {mode}", points))
-    return series
-
-
-def _tables(rows: list[Row]) -> Iterator[str]:
-    groups = dict.fromkeys((row["operation"], row["products"], row["mode"]) for row in rows)
-    for operation, products, mode in groups:
-        chosen = [r for r in rows if (r["operation"], r["products"], r["mode"]) == (operation, products, mode)]
-        lines = "\n".join(_table(chosen))
-        yield f"<details><summary>{operation}, {products}, {mode}</summary>\n\n{lines}\n\n</details>"
-
-
-def _table(rows: list[Row]) -> Iterator[str]:
-    """One operation and mode: a line for each shape and provider, both settings side by side."""
-    heads = (
-        "shape",
-        "provider",
-        "median ms",
-        "quartiles",
-        "× hsv",
-        "of the limit",
-        "extra MiB",
-        "huge pages for all: ms",
-    )
-    yield f"| {' | '.join(heads)} | × hsv |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    for row in rows:
-        if row["huge_pages_for_all"] and _twin(rows, row, False):
-            continue
-        default, huge = (row, _twin(rows, row, True)) if not row["huge_pages_for_all"] else (None, row)
-        name = f"{row['provider']} ({row['note']})" if row["note"] else row["provider"]
-        yield f"| {shape(row)} | {name} | {' | '.join((*_default_cells(default), *_huge_cells(huge)))} |"
-
-
-def _twin(rows: list[Row], row: Row, huge: bool) -> Row | None:
-    return find(rows, huge, **{key: row[key] for key in ("operation", "shape", "products", "mode", "provider")})
-
-
-def _default_cells(row: Row | None) -> tuple[str, ...]:
-    if row is None:
-        return ("",) * 5
-    memory = row["extra_bytes"]
-    extra = "" if memory is None else f"{'≈ ' * row['extra_predicted']}{memory / 2**20:,.1f}"
-    if row["status"] != "ok":
-        return f"{row['status']}: {row['reason']}".replace("|", "\\|"), "", "", "", extra
-    spread = f"{milliseconds(row['q1_s'])}–{milliseconds(row['q3_s'])}"
-    return milliseconds(row["median_s"]), spread, _times(row), _fraction(row), extra
-
-
-def _huge_cells(row: Row | None) -> tuple[str, str]:
-    if row is None:
-        return "", ""
-    return (milliseconds(row["median_s"]), _times(row)) if row["status"] == "ok" else (row["status"], "")
-
-
-def _times(row: Row) -> str:
-    return "" if row.get("times_hsv") is None else f"{row['times_hsv']:.2f}"
-
-
-def shape(row: Row) -> str:
-    return ", ".join(f"{name} = {size:,}" for name, size in row["shape"].items())
-
-
-def milliseconds(seconds: float) -> str:
-    """Three digits."""
-    value = 1e3 * seconds
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(rows: list[Row]) -> Iterator[str]:
-    """The rows of one run as aligned lines for a terminal."""
-    cells = [("case", "mode", "provider", "ms", "quartiles", "× hsv", "of the limit", "extra MiB")]
-    for row in rows:
-        case = f"{row['operation']}, {shape(row)}, {row['products']}"
-        cells.append((case, row["mode"], row["provider"], *_default_cells(row)))
-    widths = [max(min(len(line[i]), 60) for line in cells) for i in range(len(cells[0]))]
-    for line in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
 if __name__ == "__main__":
