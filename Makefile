@@ -41,8 +41,8 @@ sanitize: $(VENV)/installed
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HSV_CPU_ISA=$$isa $(call PRELOAD,libasan.so) \
 		$(SANITIZED_TEST) -o pythonpath=build/asan; done
 	HSV_CMAKE_ARGS=-DHSV_SANITIZE=thread $(SANITIZED_BUILD) --build-base build/tsan --build-lib build/tsan
-	OMP_THREAD_LIMIT=1 TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" $(call PRELOAD,libtsan.so) \
-		HSV_CPU_ISA=$$($(BIN)/python -c "from hsv_kernels import _C; print(_C.cpu_isa())") \
+	HSV_CPU_ISA=$$($(BIN)/python -c "from hsv_kernels import _C; print(_C.cpu_isa())") \
+		OMP_THREAD_LIMIT=1 TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" $(call PRELOAD,libtsan.so) \
 		$(SANITIZED_TEST) -o pythonpath=build/tsan
 
 lint: $(VENV)/installed
