@@ -34,7 +34,8 @@ def main() -> int:
             print(f"\n{name}, pages of memory: {setting} ({time.monotonic() - begin:.0f} s so far)", flush=True)
             lines = Path(folder, f"{name}-{value}")
             memory = Path(folder, f"memory-{name}")  # from the first setting, for both
-            environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": value, "HSV_BENCH_QUICK": str(int(options.quick))}
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", "THP_MEM_ALLOC_ENABLE": value}
+            environment["HSV_BENCH_QUICK"] = str(int(options.quick))
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"bench/bench_{name}.py"]
             command += ["--benchmark-only", "--benchmark-columns=min,median,iqr,rounds"]
             command += [f"--rows={lines}", f"--memory={memory}"]

@@ -36,7 +36,8 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         self.rows: list[results.Row] = []
         self.origin = results.origin()
-        self._say = config.pluginmanager.get_plugin("terminalreporter").write_line
+        self._reporter = config.pluginmanager.get_plugin("terminalreporter")
+        self._capture = config.pluginmanager.get_plugin("capturemanager")
         self._rows_file, self._memory_file = config.getoption("rows"), config.getoption("memory")
         self._peaks = (
             json.loads(self._memory_file.read_text()) if self._memory_file and self._memory_file.exists() else {}
@@ -53,6 +54,11 @@ class Session:
         if self._rows_file:
             results.append(self._rows_file, row)
         return row, [s for s in measured.seconds.get(mode, {}).get(provider, []) if s is not None]
+
+    def _say(self, line: str) -> None:
+        """Shows progress while the test runs."""
+        with self._capture.global_and_fixture_disabled():
+            self._reporter.write_line(line)
 
     def _measured(self, module: ModuleType, case: Case, kind: str) -> Measured:
         key = (case.title, kind)
