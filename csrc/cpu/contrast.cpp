@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "cpu/arena.h"
 #include "cpu/contrast_gradient.h"
 #include "cpu/contrast_logsumexp.h"
 #include "cpu/contrast_pack.h"
@@ -10,24 +11,6 @@ namespace hsv::HSV_ISA {
 namespace {
 
 constexpr double kLn2 = 0.69314718055994530942;
-
-// Hands out 64-byte aligned pieces of the workspace; over null it only counts.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class T>
-  T* take(int64_t n) {
-    char* p = base_ ? base_ + used_ : nullptr;
-    used_ += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(p);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // Columns in a row's sum.
 int64_t candidates(const ContrastProblem& p) {
@@ -338,30 +321,18 @@ void backward(const ContrastProblem& given, const ContrastBackward& b) {
   });
 }
 
-// ---- the table ----
-
-// f(E{}) with the element type that the problem's products take.
-template <class F>
-auto with_elements(const ContrastProblem& p, const F& f) {
-  if (p.dtype == DType::kFloat64) return f(double{});
-  if constexpr (kHasPairs) {
-    if (p.bfloat16) return f(Pair{});
-  }
-  return f(float{});
-}
-
 }  // namespace
 
 ContrastKernels contrast_kernels() {
   return {
       [](const ContrastProblem& p, const ContrastForward& f) {
-        with_elements(p, [&](auto element) { forward<decltype(element)>(p, f); });
+        with_elements(p.dtype, p.bfloat16, [&](auto element) { forward<decltype(element)>(p, f); });
       },
       [](const ContrastProblem& p, const ContrastBackward& b) {
-        with_elements(p, [&](auto element) { backward<decltype(element)>(p, b); });
+        with_elements(p.dtype, p.bfloat16, [&](auto element) { backward<decltype(element)>(p, b); });
       },
       [](const ContrastProblem& p, bool backward) {
-        return with_elements(p, [&](auto element) {
+        return with_elements(p.dtype, p.bfloat16, [&](auto element) {
           using E = decltype(element);
           const ContrastProblem used = with_useful_threads<E>(p);
           Arena arena(nullptr);

@@ -39,6 +39,16 @@ inline constexpr bool kHasPairs = true;
 inline constexpr bool kHasPairs = false;
 #endif
 
+// f(E{}) with the elements that products of rows of `dtype` take.
+template <class F>
+auto with_elements(DType dtype, bool bfloat16, const F& f) {
+  if (dtype == DType::kFloat64) return f(double{});
+  if constexpr (kHasPairs) {
+    if (bfloat16) return f(Pair{});
+  }
+  return f(float{});
+}
+
 // Rows of a panel.
 template <class E>
 inline constexpr int kPanel = 2 * kLanes<Sum<E>>;
