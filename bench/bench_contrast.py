@@ -70,7 +70,7 @@ LARGEST = dict.fromkeys(NT_XENT["float32"], 8192) | {  # N beyond which one call
     "hsv, float32 inputs": 16384,
     "lightly": 4096,
     "solo-learn's formula": 4096,
-    "pytorch-metric-learning": 256,
+    "pytorch-metric-learning": 128,
 }
 
 
