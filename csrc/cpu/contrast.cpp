@@ -10,8 +10,6 @@
 namespace hsv::HSV_ISA {
 namespace {
 
-constexpr double kLn2 = 0.69314718055994530942;
-
 // Columns in a row's sum.
 int64_t candidates(const ContrastProblem& p) {
   return p.rows * p.views - (p.views == 2 ? 2 : p.exclude_self);

@@ -12,6 +12,12 @@
 
 namespace hsv::HSV_ISA {
 
+inline constexpr double kLn2 = 0.69314718055994530942;
+
+// A similarity that is left out of a sum over running maxima: no maximum is above it.
+template <class T>
+inline constexpr T kLeftOut = sizeof(T) == 4 ? static_cast<T>(-__FLT_MAX__) : static_cast<T>(-__DBL_MAX__);
+
 template <class E>
 struct PackedRows {
   E* panels;     // [panel][depth][kPanel]: a panel of rows, transposed

@@ -8,12 +8,9 @@
 
 namespace hsv::HSV_ISA::rectangle {
 
-inline constexpr double kLn2 = 0.69314718055994530942;
 inline constexpr int64_t kQueries = 192, kKeys = 192;  // most of a tile: multiples of every panel
 
-// A similarity that is left out of a sum, and the maximum of none: 2^(kLeftOut − kNone) is 0.
-template <class T>
-inline constexpr T kLeftOut = sizeof(T) == 4 ? static_cast<T>(-__FLT_MAX__) : static_cast<T>(-__DBL_MAX__);
+// The maximum of no similarity: 2^(kLeftOut − kNone) is 0.
 template <class T>
 inline constexpr T kNone = kLeftOut<T> / 2;
 

@@ -6,10 +6,6 @@
 
 namespace hsv::HSV_ISA {
 
-// Left out of a sum over running maxima: no maximum is above it.
-template <class T>
-inline constexpr T kLeftOut = sizeof(T) == 4 ? static_cast<T>(-__FLT_MAX__) : static_cast<T>(-__DBL_MAX__);
-
 // Rows [i, i + ni) against columns [j, j + nj), either with i + ni ≤ j or on the diagonal, i = j and ni = nj. A tile
 // off the diagonal stands for its mirror image too.
 struct Tile {
