@@ -51,20 +51,20 @@ void define_contrast(py::module_& m) {
   });
   m.def(
       "contrast_forward",
-      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t lse, uintptr_t losses, uintptr_t d, uintptr_t inv_norm,
+      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t lse, uintptr_t losses, uintptr_t d, uintptr_t sums,
          uintptr_t exponentials) {
         p.workspace = pointer(workspace);
         hsv::active_kernels().contrast.forward(
-            p, {pointer(lse), pointer(losses), pointer(d), pointer(inv_norm), pointer(exponentials)});
+            p, {pointer(lse), pointer(losses), pointer(d), pointer(sums), pointer(exponentials)});
       },
       Release());
   m.def(
       "contrast_backward",
-      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t grad, uintptr_t lse, uintptr_t d,
+      [](hsv::ContrastProblem p, uintptr_t workspace, uintptr_t grad, uintptr_t sums, uintptr_t d,
          const std::vector<uintptr_t>& view_grad, uintptr_t scale_grad, uintptr_t exponentials) {
         p.workspace = pointer(workspace);
         hsv::ContrastBackward b{
-            pointer(grad),        pointer(lse), pointer(d), {}, static_cast<double*>(pointer(scale_grad)),
+            pointer(grad),        pointer(sums), pointer(d), {}, static_cast<double*>(pointer(scale_grad)),
             pointer(exponentials)};
         for (size_t i = 0; i < view_grad.size(); i++) b.view_grad[i] = pointer(view_grad[i]);
         hsv::active_kernels().contrast.backward(p, b);

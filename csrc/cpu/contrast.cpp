@@ -10,17 +10,10 @@
 namespace hsv::HSV_ISA {
 namespace {
 
-// Columns in a row's sum.
-int64_t candidates(const ContrastProblem& p) {
-  return p.rows * p.views - (p.views == 2 ? 2 : p.exclude_self);
-}
-
-// Whether rows of so great a square allow the fixed shift: no sum of exponentials, nor a gradient on top of it, leaves
-// float's range. The rounding of lse is an error of its row's gradient besides, and rows that nothing normalised may
-// have any lse: theirs must stay so small that this error is no greater than that of sums over dim.
+// Whether rows of so great a square allow the fixed shift: no sum of exponentials, nor a weight made of one, leaves
+// float's range.
 bool bounds_shift(const ContrastProblem& p, double square) {
-  const double accurate = p.views == 1 ? 4 * sqrt(static_cast<double>(p.dim)) : 64;
-  return p.scale * square + log(static_cast<double>(p.rows * p.views)) < (accurate < 64 ? accurate : 64);
+  return p.scale * square + log(static_cast<double>(p.rows * p.views)) < 64;
 }
 
 // Threads that the work can keep busy: each should have some 20 µs of products and two panels of rows.
@@ -29,7 +22,8 @@ ContrastProblem with_useful_threads(ContrastProblem p) {
   const int64_t rows = padded<E>(p.rows * p.views), panels = rows / kPanel<E>;
   const int64_t most = 1 + rows * rows / 2 * p.dim / (1 << 20);
   const int64_t limit = most < panels / 2 ? most : panels / 2;
-  if (p.threads > limit) p.threads = static_cast<int>(limit < 1 ? 1 : limit);
+  if (p.threads > limit) p.threads = static_cast<int>(limit);
+  if (p.threads < 1) p.threads = 1;
   return p;
 }
 
@@ -55,11 +49,13 @@ struct RowMemory {
     E* slab = slabs ? arena.take<E>(rows * columns / kValues<E>) : nullptr;
     // Rows that were normalised are rounded anyway and can take a share of the scale with them, which saves two
     // products of each similarity; not those rounded to bfloat16, and not under scales so great that the rounding would
-    // count.
+    // count. These take a power of two near it.
     const bool shared = p.views == 2 && p.shift != Shift::kOnline && bounds_shift(p, 1) && kValues<E> == 1;
-    const double scale = p.scale / kLn2, besides = shared ? 1 : scale;
+    const double scale = p.scale / kLn2;
+    const double root = shared ? sqrt(scale) : ::exp2(floor(log2(scale) / 2));  // a power of two rounds nothing
+    const double besides = shared ? 1 : scale / root / root;
     const Sum<E> head = static_cast<Sum<E>>(besides);
-    z = {{panels, slab, rows, depth}, columns, shared ? sqrt(scale) : 1, head, static_cast<Sum<E>>(besides - head)};
+    z = {{panels, slab, rows, depth}, columns, root, head, static_cast<Sum<E>>(besides - head)};
     factor = arena.take<double>(rows);
     bounded = arena.take<bool>(rows / kPanel<E>);
   }
@@ -111,13 +107,17 @@ struct ForwardMemory : RowMemory<E> {
   }
 };
 
-// lse, d and the loss of row i.
+// lse, d and the loss of row i, and its sum for backward. A row without candidates has an empty sum, and lse = −∞.
 template <class T>
 void finish_row(const ContrastProblem& p, const Logsumexp<T>& sums, int64_t i, double cosine,
                 const ContrastForward& out) {
-  double lse = (log2(static_cast<double>(sums.total[i])) + (sums.shift ? sums.shift[i] : 0)) * kLn2;
-  if (!candidates(p)) lse = -HUGE_VAL;
-  static_cast<T*>(out.lse)[i] = static_cast<T>(lse);
+  const T shift = sums.shift ? sums.shift[i] : 0, total = sums.total[i];
+  const double lse = total == 0 ? -HUGE_VAL : (log2(static_cast<double>(total)) + shift) * kLn2;
+  if (out.lse) static_cast<T*>(out.lse)[i] = static_cast<T>(lse);
+  if (out.sums) {
+    static_cast<T*>(out.sums)[i] = shift;
+    static_cast<T*>(out.sums)[p.rows * p.views + i] = total;
+  }
   if (p.views == 1) return;
 
   const double d = lse - p.scale * cosine;
@@ -131,10 +131,7 @@ void finish_rows(const ContrastProblem& p, const ForwardMemory<E>& m, const Logs
   own_part(p.rows, thread, team, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const double cosine = p.views == 2 ? positive_cosine(p, m, i) : 0;
-      for (int64_t row = i; row < p.rows * p.views; row += p.rows) {
-        finish_row(p, sums, row, cosine, out);
-        if (out.inv_norm) static_cast<Sum<E>*>(out.inv_norm)[row] = static_cast<Sum<E>>(m.factor[row]);
-      }
+      for (int64_t row = i; row < p.rows * p.views; row += p.rows) finish_row(p, sums, row, cosine, out);
     }
   });
 }
@@ -148,7 +145,7 @@ void forward(const ContrastProblem& given, const ContrastForward& out) {
   parallel(p.threads, [&](int thread, int team) {
     pack(p, m, thread, team);
     own_part(m.z.rows, thread, team, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) m.sums.shift[i] = kLeftOut<T>, m.sums.total[i] = 0;
+      for (int64_t i = begin; i < end; i++) m.sums.shift[i] = kNone<T>, m.sums.total[i] = 0;
     });
     barrier(team);
     const bool fixed = has_fixed_shift(p, m);
@@ -172,16 +169,12 @@ template <class E>
 struct BackwardMemory : RowMemory<E> {
   using T = Sum<E>;
   struct alignas(64) Scratch {
-    union {
-      WeightTile<E> weights;
-      TileSums<T> shares;  // before the weights
-    };
+    WeightTile<E> weights;
     double scale_grad;
   };
   T* grad;  // [slab][row][kPanel], Σ_j W_ij z_j
   T* pull;  // [row] what the row's negatives weigh together, g σ(d), or g without positives
   T *weight, *offset;
-  T* share_total;  // [row] what the shares exp(S_ij − lse_i) add up to; null with positives
   Scratch* scratch;
 
   BackwardMemory(const ContrastProblem& p, Arena& arena) : RowMemory<E>(p, true, arena) {
@@ -190,39 +183,36 @@ struct BackwardMemory : RowMemory<E> {
     pull = arena.take<T>(rows);
     weight = arena.take<T>(rows);
     offset = arena.take<T>(rows);
-    share_total = p.views == 1 ? arena.take<T>(rows) : nullptr;
     scratch = arena.take<Scratch>(p.threads);
   }
 };
 
-// The weights of row i, from its incoming gradient and what forward saved; zero for padding and without candidates.
-template <class E>
-void weigh_row(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<E>& m, bool fixed, int64_t i) {
-  using T = Sum<E>;
-  const bool padding = i >= p.rows * p.views, some = !padding && candidates(p);
-  double pull = padding ? 0 : static_cast<const T*>(b.grad)[i];
-  if (p.views == 2 && !padding) pull *= sigmoid(static_cast<const T*>(b.d)[i]);
-  const double lse = some ? static_cast<const T*>(b.lse)[i] : 0;
-  m.pull[i] = static_cast<T>(pull);
-  m.weight[i] = some ? static_cast<T>(fixed ? pull * exp(-lse) : pull) : 0;
-  m.offset[i] = static_cast<T>(lse / kLn2);
+// A power of two near the greatest incoming gradient: weights are computed in units of it, so that those of the fixed
+// shift, exp(−64) and less, neither vanish nor overflow whatever a loss is scaled by.
+template <class T>
+double gradient_unit(const ContrastProblem& p, const T* grad) {
+  T most = 0;
+  for (int64_t i = 0; i < p.rows * p.views; i++) {
+    const T size = grad[i] < 0 ? -grad[i] : grad[i];
+    if (size > most) most = size;
+  }
+  return most > 0 && most < static_cast<T>(HUGE_VAL) ? ::exp2(floor(log2(static_cast<double>(most)))) : 1;
 }
 
-// Makes the shares exp(S_ij − lse_i) of each row add up to 1. Rows that nothing normalised have similarities in the
-// thousands, whose lse, saved in float, is off by more than their gradient may be.
+// The weights of row i, from its incoming gradient and what forward saved; zero for padding and without candidates.
+// The shift is the forward's own and the total is divided by, so that the shares of a row add up to 1 however great its
+// similarities are.
 template <class E>
-void renormalise(const ContrastProblem& p, const BackwardMemory<E>& m, int thread, int team) {
-  own_part(m.z.rows, thread, team,
-           [&](int64_t begin, int64_t end) { memset(m.share_total + begin, 0, (end - begin) * sizeof(Sum<E>)); });
-  barrier(team);
-  visit_tiles<E, kSumTile>(m.z.rows, thread, team, [&](const Tile& tile) {
-    add_shares(p, m.z, tile, m.scratch[thread].shares, m.offset, m.share_total);
-  });
-  barrier(team);
-  own_part(p.rows, thread, team, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) m.weight[i] /= m.share_total[i];
-  });
-  barrier(team);
+void weigh_row(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<E>& m, double unit,
+               int64_t i) {
+  using T = Sum<E>;
+  const int64_t rows = p.rows * p.views;
+  const T *sums = static_cast<const T*>(b.sums), total = i < rows ? sums[rows + i] : 0;
+  double pull = i < rows ? static_cast<const T*>(b.grad)[i] / unit : 0;
+  if (p.views == 2 && i < rows) pull *= sigmoid(static_cast<const T*>(b.d)[i]);
+  m.pull[i] = static_cast<T>(pull);
+  m.weight[i] = total == 0 ? 0 : static_cast<T>(pull / total);
+  m.offset[i] = total == 0 ? 0 : sums[i];
 }
 
 template <class T>
@@ -242,9 +232,11 @@ void write_elements(DType dtype, const T* x, int64_t n, void* out, int64_t begin
 }
 
 // Finishes the gradient of row i: the positive's share, the scale, and the Jacobian of the normalisation,
-// dx = (dz − z ⟨z, dz⟩) / ‖x‖, or dz / 1e-12 where the norm was below that. Returns ⟨z, Σ_j W_ij z_j − share z_pos⟩.
+// dx = (dz − z ⟨z, dz⟩) / ‖x‖, or dz / 1e-12 where the norm was below that. Returns ⟨z, Σ_j W_ij z_j − share z_pos⟩,
+// in units of the incoming gradients' `unit` as the weights are.
 template <class E>
-double write_row_grad(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<E>& m, int64_t i) {
+double write_row_grad(const ContrastProblem& p, const ContrastBackward& b, const BackwardMemory<E>& m, double unit,
+                      int64_t i) {
   using T = Sum<E>;
   constexpr int P = kPanel<E>;
   const int view = i >= p.rows;
@@ -268,7 +260,7 @@ double write_row_grad(const ContrastProblem& p, const ContrastBackward& b, const
     }
   }
   if (b.view_grad[view]) {
-    const T projection = project ? sum(along) * own_factor : 0, outer = static_cast<T>(p.scale * m.factor[i]);
+    const T projection = project ? sum(along) * own_factor : 0, outer = static_cast<T>(unit * p.scale * m.factor[i]);
     for (int64_t k = 0; k < p.dim; k += P) {
       T* grad = m.grad + k * m.z.rows + i * P;
       const T* x = row_values(p, i, k, width(k), buffers[0]);
@@ -289,15 +281,14 @@ void backward(const ContrastProblem& given, const ContrastBackward& b) {
     pack(p, m, thread, team);
     barrier(team);
     const bool fixed = has_fixed_shift(p, m);
+    const double unit = gradient_unit(p, static_cast<const T*>(b.grad));
     own_part(m.z.rows, thread, team, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) weigh_row(p, b, m, fixed, i);
+      for (int64_t i = begin; i < end; i++) weigh_row(p, b, m, unit, i);
       for (int64_t k = 0; k < m.z.columns; k += kPanel<E>) {
         memset(m.grad + k * m.z.rows + begin * kPanel<E>, 0, (end - begin) * kPanel<E> * sizeof(T));
       }
     });
     barrier(team);
-    if (!fixed && p.views == 1 && candidates(p)) renormalise(p, m, thread, team);
-
     const RowWeights<T> rows = {m.weight, fixed ? nullptr : m.offset};
     visit_tiles<E, kWeightTile>(m.z.rows, thread, team, [&](const Tile& tile) {
       WeightTile<E>& weights = m.scratch[thread].weights;
@@ -308,14 +299,14 @@ void backward(const ContrastProblem& given, const ContrastBackward& b) {
 
     double scale_grad = 0;
     own_part(p.rows * p.views, thread, team, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) scale_grad += write_row_grad(p, b, m, i);
+      for (int64_t i = begin; i < end; i++) scale_grad += write_row_grad(p, b, m, unit, i);
     });
     m.scratch[thread].scale_grad = scale_grad;
     barrier(team);
     if (thread || !b.scale_grad) return;
     // Each pair counts in both of its rows.
     *b.scale_grad = 0;
-    for (int other = 0; other < team; other++) *b.scale_grad += m.scratch[other].scale_grad / 2;
+    for (int other = 0; other < team; other++) *b.scale_grad += m.scratch[other].scale_grad * unit / 2;
   });
 }
 

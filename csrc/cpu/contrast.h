@@ -37,17 +37,18 @@ struct ContrastProblem {
   void* workspace;  // contrast_workspace bytes, 64-byte aligned
 };
 
-// Values per row of all views; losses, d and inv_norm belong to NT-Xent and are null for one view.
+// Values per row of all views; losses and d belong to NT-Xent and are null for one view.
 struct ContrastForward {
-  void *lse, *losses, *d, *inv_norm;
-  void* exponentials;  // exp S_ij for backward, kept_values of ops/contrast/cpu.py, or null; needs the fixed shift
+  void *lse, *losses, *d;  // lse may be null
+  void* sums;              // [2, rows of all views] for backward: 2^shift · total is Σ exp S_ij; or null
+  void* exponentials;      // exp S_ij for backward, kept_values of ops/contrast/cpu.py, or null; needs the fixed shift
 };
 
 struct ContrastBackward {
-  const void *grad, *lse, *d;  // grad contiguous, of the type of lse
-  void* view_grad[2];          // contiguous [rows, dim] of the rows' type, or null: not computed
-  double* scale_grad;          // or null
-  const void* exponentials;    // what forward kept, or null
+  const void *grad, *sums, *d;  // grad contiguous, of the type of d; the others from forward
+  void* view_grad[2];           // contiguous [rows, dim] of the rows' type, or null: not computed
+  double* scale_grad;           // or null
+  const void* exponentials;     // what forward kept, or null
 };
 
 // Exponentials are kept in strips of so many rows, whatever the instruction set: [strip][kStrip][columns right of it].

@@ -14,9 +14,11 @@ namespace hsv::HSV_ISA {
 
 inline constexpr double kLn2 = 0.69314718055994530942;
 
-// A similarity that is left out of a sum over running maxima: no maximum is above it.
+// A similarity that is left out of a sum over running maxima, and the maximum of none: 2^(kLeftOut − kNone) is 0.
 template <class T>
 inline constexpr T kLeftOut = sizeof(T) == 4 ? static_cast<T>(-__FLT_MAX__) : static_cast<T>(-__DBL_MAX__);
+template <class T>
+inline constexpr T kNone = kLeftOut<T> / 2;
 
 template <class E>
 struct PackedRows {

@@ -65,29 +65,11 @@ void store_similarities(const ContrastProblem& p, const SquareRows<E>& z, const 
   });
 }
 
-// Adds Σ 2^(s − offset) of each row and, off the diagonal, of each column to `total`.
-template <class E, class T>
-void add_shares(const ContrastProblem& p, const SquareRows<E>& z, const Tile& t, TileSums<T>& own, const T* offset,
-                T* total) {
-  store_similarities(p, z, t, own);
-  memset(own.total, 0, t.nj * sizeof(T));
-  for (int64_t i = 0; i < t.ni; i++) {
-    Vector<T> row = {};
-    for (int64_t j = 0; j < t.nj; j += kLanes<T>) {
-      const Vector<T> x = load(own.similarities + i * kSumTile + j);
-      row += exp2(x - offset[t.i + i]);
-      store(own.total + j, load(own.total + j) + exp2(x - load(offset + t.j + j)));
-    }
-    total[t.i + i] += sum(row);
-  }
-  for (int64_t j = 0; j < t.nj && !t.diagonal(); j++) total[t.j + j] += own.total[j];
-}
-
 template <class T>
 void reduce_rows(const Tile& t, TileSums<T>& own) {
   for (int64_t i = 0; i < t.ni; i++) {
     const T* row = own.similarities + i * kSumTile;
-    Vector<T> most = splat(kLeftOut<T>), total = {};
+    Vector<T> most = splat(kNone<T>), total = {};
     for (int64_t j = 0; j < t.nj; j += kLanes<T>) most = max(most, load(row + j));
     own.shift[i] = max_lane(most);
     for (int64_t j = 0; j < t.nj; j += kLanes<T>) total += exp2(load(row + j) - own.shift[i]);
@@ -99,7 +81,7 @@ template <class T>
 void reduce_columns(const Tile& t, TileSums<T>& own) {
   for (int64_t j = 0; j < t.nj; j += kLanes<T>) {
     const T* column = own.similarities + j;
-    Vector<T> most = splat(kLeftOut<T>), total = {};
+    Vector<T> most = splat(kNone<T>), total = {};
     for (int64_t i = 0; i < t.ni; i++) most = max(most, load(column + i * kSumTile));
     for (int64_t i = 0; i < t.ni; i++) total += exp2(load(column + i * kSumTile) - most);
     store(own.shift + j, most);

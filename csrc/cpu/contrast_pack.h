@@ -9,9 +9,9 @@ namespace hsv::HSV_ISA {
 // Rows as the square forms take them: panels hold a share of the scale.
 template <class E>
 struct SquareRows : PackedRows<E> {
-  int64_t columns;    // of rows, padded
-  double root;        // what panels take besides: √(scale / ln 2) where it does not cost the rows digits, and 1
-  Sum<E> head, tail;  // what similarities take besides: head + tail is 1, or scale / ln 2
+  int64_t columns;  // of rows, padded
+  double root;  // what panels take besides: √(scale / ln 2), or a power of two where that would cost the rows digits
+  Sum<E> head, tail;  // what similarities take besides: head + tail is scale / ln 2 / root²
 };
 
 template <class E, class T>

@@ -10,10 +10,6 @@ namespace hsv::HSV_ISA::rectangle {
 
 inline constexpr int64_t kQueries = 192, kKeys = 192;  // most of a tile: multiples of every panel
 
-// The maximum of no similarity: 2^(kLeftOut − kNone) is 0.
-template <class T>
-inline constexpr T kNone = kLeftOut<T> / 2;
-
 template <class T>
 using Id = std::remove_reference_t<decltype(typename VectorTypes<T>::Bits{}[0])>;
 

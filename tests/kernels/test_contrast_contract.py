@@ -165,10 +165,10 @@ def test_opcheck(backend: str) -> None:
                 operators.nt_xent_backward.default,
                 (torch.ones_like(losses), *plain, *saved, need_z, need_t, False, False, "none", backend),
             )
-        lse = operators.square_logsumexp(plain[0], plain[2], True, False, backend)
+        lse, sums = operators.square_logsumexp(plain[0], plain[2], True, False, backend)
         torch.library.opcheck(
             operators.square_logsumexp_backward.default,
-            (torch.ones_like(lse), plain[0], plain[2], lse, True, False, True, True, backend),
+            (torch.ones_like(lse), plain[0], plain[2], lse, sums, True, False, True, True, backend),
         )
 
 

@@ -19,6 +19,7 @@ from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.contrast import cpu_rectangle as rectangle
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_STRIP = 32  # csrc/cpu/contrast.h, kStrip
 _SHIFTS = {None: 0, True: 1, False: 2}  # csrc/cpu/contrast.h, enum Shift
 
 
@@ -38,23 +39,24 @@ def nt_xent_forward(
     Args:
         z0, z1: [N, D] of one dtype, not normalised.
         temperature: 0-dim; a value that is not positive and finite gives NaN.
-        keep: return the exponentials for backward: N² · 8 bytes; needs the fixed shift.
+        keep: return the exponentials for backward: 2 N² values; needs the fixed shift.
         threads: at most so many; None is torch.get_num_threads().
 
     Returns:
-        losses, lse, d and inv_norm = 1 / max(‖x‖, 1e-12), each [2N], and the exponentials, empty unless kept. A single
-        pair has lse = d = −inf and loss 0.
+        losses [2N]; sums [2, 2N], of which 2^sums[0] · sums[1] is Σ exp S_ij; d [2N]; an empty tensor, for norms are
+        taken again; the exponentials, empty unless kept. A single pair has d = −inf and loss 0.
     """
     problem = _problem((z0, z1), _inverse(temperature), True, fixed_shift, bfloat16, threads)
-    losses, lse, d, inv_norm = (_row_values(z0, 2 * z0.shape[0]) for _ in range(4))
-    kept = _row_values(z0, kept_values(2 * z0.shape[0]) if keep else 0)
+    rows = 2 * z0.shape[0]
+    losses, sums, d = _row_values(z0, rows), _row_values(z0, 2, rows), _row_values(z0, rows)
+    kept = _row_values(z0, kept_values(rows) if keep else 0)
     workspace = _workspace(problem, backward=False)
     _C().contrast_forward(
-        *(problem, workspace.data_ptr()),
-        *(t.data_ptr() for t in (lse, losses, d, inv_norm)),
+        *(problem, workspace.data_ptr(), 0),
+        *(t.data_ptr() for t in (losses, d, sums)),
         kept.data_ptr() if keep else 0,
     )
-    return losses, lse, d, inv_norm, kept
+    return losses, sums, d, _row_values(z0, 0), kept
 
 
 def nt_xent_backward(
@@ -62,7 +64,7 @@ def nt_xent_backward(
     z0: Tensor,
     z1: Tensor,
     temperature: Tensor,
-    lse: Tensor,
+    sums: Tensor,
     d: Tensor,
     inv_norm: Tensor,
     exponentials: Tensor,
@@ -74,21 +76,20 @@ def nt_xent_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · loss_i: dz0 and dz1 (None unless need_z) and dtemperature (None unless need_temperature).
 
-    Takes grad [2N] of any stride, the inputs of `nt_xent_forward` and what it returned, less inv_norm: norms are taken
-    again, in double, so that the similarities are those of the forward.
+    Takes grad [2N] of any stride, the inputs of `nt_xent_forward` and what it returned.
     """
     scale = _inverse(temperature)
     problem = _problem((z0, z1), scale, True, fixed_shift, bfloat16, threads)
-    saved = [t.contiguous() for t in (grad.to(lse.dtype), lse, d)]
+    saved = [t.contiguous() for t in (grad.to(d.dtype), sums, d)]
     row_grads, dscale = _backward(problem, saved, (z0, z1), need_z, need_temperature, exponentials)
     dz0, dz1 = row_grads or (None, None)
-    return dz0, dz1, None if dscale is None else (dscale * -(scale**2)).to(temperature.dtype)
+    return dz0, dz1, None if dscale is None else (-dscale * scale * scale).to(temperature.dtype)
 
 
 def kept_values(rows: int) -> int:
-    """How many exponentials `nt_xent_forward` keeps of so many rows: those right of its strip of 32, for each row."""
-    columns = (rows + 31) // 32 * 32
-    return columns * (columns - 32) // 2
+    """Exponentials kept for so many rows: those in columns right of the row's strip."""
+    columns = (rows + _STRIP - 1) // _STRIP * _STRIP
+    return columns * (columns - _STRIP) // 2
 
 
 def square_logsumexp_forward(
@@ -98,26 +99,27 @@ def square_logsumexp_forward(
     fixed_shift: bool | None = None,
     bfloat16: bool = False,
     threads: int | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """lse_i = log Σ_j exp(scale · q_i · q_j) [n] for q [n, D].
 
-    Column i is left out of row i with exclude_self. A row without candidates gives −inf.
+    Column i is left out of row i with exclude_self. A row without candidates gives −inf. Returns lse and for backward
+    sums [2, n], of which 2^sums[0] · sums[1] is exp(lse), where the scale is positive.
     """
     if not float(scale) > 0:  # the symmetric path shares √scale between both sides
         form = rectangle.Form(exclude_self, 0, None, None, None, bfloat16)
-        return rectangle.logsumexp_forward(q, None, scale, form, False, False)[0]
+        return rectangle.logsumexp_forward(q, None, scale, form, False, False)[0], _row_values(q, 2, len(q)).zero_()
     problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
-    lse = _row_values(q, q.shape[0])
+    lse, sums = _row_values(q, len(q)), _row_values(q, 2, len(q))
     workspace = _workspace(problem, backward=False)
-    _C().contrast_forward(problem, workspace.data_ptr(), lse.data_ptr(), 0, 0, 0, 0)
-    return lse
+    _C().contrast_forward(problem, workspace.data_ptr(), lse.data_ptr(), 0, 0, sums.data_ptr(), 0)
+    return lse, sums
 
 
 def square_logsumexp_backward(
     grad: Tensor,
     q: Tensor,
     scale: Tensor,
-    lse: Tensor,
+    sums: Tensor,
     exclude_self: bool,
     need_q: bool,
     need_scale: bool,
@@ -133,7 +135,7 @@ def square_logsumexp_backward(
         dq, _, dscale, _ = rectangle.logsumexp_backward(grad, None, q, None, True, scale, form, saved, *needs)
         return dq, dscale
     problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
-    saved = [grad.to(lse.dtype).contiguous(), lse.contiguous(), None]
+    saved = [grad.to(sums.dtype).contiguous(), sums.contiguous(), None]
     row_grads, dscale = _backward(problem, saved, (q,), need_q, need_scale, None)
     return row_grads[0] if row_grads else None, None if dscale is None else dscale.to(scale.dtype)
 
@@ -169,8 +171,8 @@ def _problem(
     )
 
 
-def _row_values(rows: Tensor, n: int) -> Tensor:
-    return torch.empty(n, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
+def _row_values(rows: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
 
 
 def _workspace(problem: Any, *, backward: bool) -> Tensor:
@@ -185,7 +187,7 @@ def _backward(
     need_scale: bool,
     exponentials: Tensor | None,
 ) -> tuple[list[Tensor] | None, Tensor | None]:
-    """Gradients of the views' rows and of the scale (float64, 0-dim), from grad, lse and d."""
+    """Gradients of the views' rows and of the scale (float64, 0-dim), from grad, sums and d."""
     row_grads = [torch.empty(view.shape, dtype=view.dtype) for view in views] if need_rows else []
     dscale = torch.empty((), dtype=torch.float64) if need_scale else None
     if need_rows or need_scale:

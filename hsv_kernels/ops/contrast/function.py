@@ -65,7 +65,7 @@ def similarity_logsumexp(
     if backend == "reference":
         return _reference_similarity_logsumexp(q, k, scale, *form)
     if is_square(k, form):
-        return _differentiable_square_logsumexp(q, _scalar(scale, q), form.exclude_self, form.bfloat16, backend)
+        return _differentiable_square_logsumexp(q, _scalar(scale, q), form.exclude_self, form.bfloat16, backend)[0]
     return _rectangle_logsumexp(q, k, _scalar(scale, q), form)
 
 
@@ -114,9 +114,12 @@ def _nt_xent(
     reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The reduced losses; lse over the negatives, d = lse − S_pos, 1 / max(‖row‖, 1e-12), [2N] each; exponentials.
+    """The reduced losses and, for backward, sums, d = lse − S_pos [2N], inv_norm and exponentials.
 
-    The reduction is the operator's, because an operation of autograd's costs more than a small loss does.
+    The sums over the negatives are lse [2N] in Triton and [2, 2N], a shift and a total, on the CPU; inv_norm is
+    1 / max(‖row‖, 1e-12) [2N] in Triton; exponentials are kept on the CPU alone, if `keep`. What is not there is empty.
+    fixed_shift says that the caller knows exponentials to be in range; without it the backend decides or takes a
+    maximum off. The reduction is the operator's, because an operation of autograd's costs more than a small loss does.
     """
     losses, *saved = _kernels(backend).nt_xent_forward(z0, z1, temperature, fixed_shift or None, bfloat16, keep)
     return _reduce(losses, reduction), *saved
@@ -135,8 +138,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = 2 * z0.shape[0]
     loss = temperature.new_empty(rows if reduction == "none" else ())
-    lse, d, inv_norm = (temperature.new_empty(rows) for _ in range(3))
-    return loss, lse, d, inv_norm, temperature.new_empty(kept_values(rows) if keep else 0)
+    d = temperature.new_empty(rows)
+    if backend == "cpu":
+        sums, inv_norm = temperature.new_empty(2, rows), temperature.new_empty(0)
+        return loss, sums, d, inv_norm, temperature.new_empty(kept_values(rows) if keep else 0)
+    return loss, temperature.new_empty(rows), d, temperature.new_empty(rows), temperature.new_empty(0)
 
 
 @torch.library.custom_op("hsv_kernels::nt_xent_backward", mutates_args=())
@@ -145,7 +151,7 @@ def _nt_xent_backward(
     z0: Tensor,
     z1: Tensor,
     temperature: Tensor,
-    lse: Tensor,
+    sums: Tensor,
     d: Tensor,
     inv_norm: Tensor,
     exponentials: Tensor,
@@ -157,7 +163,7 @@ def _nt_xent_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dz0, dz1, dtemperature), empty where not needed."""
-    saved = (_per_row(grad, len(lse), reduction), z0, z1, temperature, lse, d, inv_norm, exponentials)
+    saved = (_per_row(grad, len(d), reduction), z0, z1, temperature, sums, d, inv_norm, exponentials)
     gradients = _kernels(backend).nt_xent_backward(*saved, need_z, need_temperature, fixed_shift or None, bfloat16)
     return _filled(gradients, (z0, z1, temperature))
 
@@ -168,7 +174,7 @@ def _(
     z0: Tensor,
     z1: Tensor,
     temperature: Tensor,
-    lse: Tensor,
+    sums: Tensor,
     d: Tensor,
     inv_norm: Tensor,
     exponentials: Tensor,
@@ -207,14 +213,17 @@ _differentiable_nt_xent = differentiable(_nt_xent, _save_nt_xent, _nt_xent_gradi
 
 
 @torch.library.custom_op("hsv_kernels::square_logsumexp", mutates_args=())
-def _square_logsumexp(q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str) -> Tensor:
-    """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self."""
+def _square_logsumexp(
+    q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self; the CPU's sums [2, n], empty in Triton."""
     return _kernels(backend).square_logsumexp_forward(q, scale, exclude_self, bfloat16=bfloat16)
 
 
 @_square_logsumexp.register_fake
-def _(q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str) -> Tensor:
-    return scale.new_empty(q.shape[0])
+def _(q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str) -> tuple[Tensor, Tensor]:
+    n = q.shape[0]
+    return scale.new_empty(n), scale.new_empty((2, n) if backend == "cpu" else 0)
 
 
 @torch.library.custom_op("hsv_kernels::square_logsumexp_backward", mutates_args=())
@@ -223,6 +232,7 @@ def _square_logsumexp_backward(
     q: Tensor,
     scale: Tensor,
     lse: Tensor,
+    sums: Tensor,
     exclude_self: bool,
     bfloat16: bool,
     need_q: bool,
@@ -231,7 +241,8 @@ def _square_logsumexp_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dq, dscale), empty where not needed."""
     backward = _kernels(backend).square_logsumexp_backward
-    gradients = backward(grad, q, scale, lse, exclude_self, need_q, need_scale, bfloat16=bfloat16)
+    saved = sums if backend == "cpu" else lse
+    gradients = backward(grad, q, scale, saved, exclude_self, need_q, need_scale, bfloat16=bfloat16)
     return _filled(gradients, (q, scale))
 
 
@@ -241,6 +252,7 @@ def _(
     q: Tensor,
     scale: Tensor,
     lse: Tensor,
+    sums: Tensor,
     exclude_self: bool,
     bfloat16: bool,
     need_q: bool,
@@ -250,12 +262,16 @@ def _(
     return _like(q, need_q), _like(scale, need_scale)
 
 
-def _save_square_logsumexp(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_square_logsumexp(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     q, scale, *ctx.others = inputs
-    ctx.save_for_backward(q, scale, output)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, scale, *output)
 
 
-def _square_logsumexp_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _square_logsumexp_gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     need_q, need_scale = ctx.needs_input_grad[:2]
     exclude_self, bfloat16, backend = ctx.others
     dq, dscale = _raising_square_logsumexp_backward(

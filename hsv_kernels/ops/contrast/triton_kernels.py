@@ -349,7 +349,7 @@ def nt_xent_forward(
         temperature: 0-dim float32; a value that is not positive and finite gives NaN.
         fixed_shift: sum exponentials as they are; needs 1 / temperature + log 2N < 64.
         bfloat16: products of rows rounded to bfloat16, whatever their dtype.
-        keep: False; exponentials are never kept here.
+        keep: exponentials are never kept here, whatever it says.
 
     Returns:
         losses, lse over the negatives, d = lse − S_pos and inv_norm = 1 / max(‖x‖, 1e-12), each [2N] float32, and an
@@ -385,14 +385,16 @@ def nt_xent_backward(
     return dz0, dz1, -0.5 * scale * radial.sum() if need_temperature else None
 
 
-def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool, *, bfloat16: bool) -> Tensor:
+def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
     """lse_i = log Σ_j exp(scale · q_i · q_j) [n], column i left out of row i with exclude_self.
 
-    A row without candidates gives −inf. `bfloat16`: products of rows rounded to bfloat16, whatever their dtype.
+    A row without candidates gives −inf. The second result is empty. `bfloat16`: products of rows rounded to bfloat16,
+    whatever their dtype.
     """
     dim, dtype = q.shape[1], torch.bfloat16 if bfloat16 else q.dtype
     tiles = forward_tiles(architecture_of(q), dtype, dim)
-    return logsumexp(padded(q.to(dtype), tiles.width(dim)), dim, tiles, scale, None, exclude_self, False)[0]
+    lse = logsumexp(padded(q.to(dtype), tiles.width(dim)), dim, tiles, scale, None, exclude_self, False)[0]
+    return lse, lse.new_empty(0)
 
 
 def square_logsumexp_backward(
