@@ -54,9 +54,9 @@ def nt_xent(
         temperature: positive number, or a 0-dim tensor, which may require grad and whose value the host never reads
             (a value that is not positive and finite then gives NaN).
         reduction: "mean" over the 2N anchors, "sum", or "none" for [2N] values, z0's anchors first.
-        dot_dtype: torch.bfloat16 takes bfloat16 products of float32 embeddings, about twice as fast where the machine
-            has them (float32 products serve CPUs that have none); None takes products of the embeddings' type. Sums,
-            norms and positives are float32 either way.
+        dot_dtype: torch.bfloat16 takes bfloat16 products of float32 embeddings, faster where the machine has them
+            (float32 products serve CPUs that have none); None takes products of the embeddings' type. Sums, norms and
+            positives are float32 either way.
         backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
 
     Returns:
@@ -64,6 +64,7 @@ def nt_xent(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, an empty batch, a temperature out of range.
+        BackendError: a named backend that cannot serve the call.
     """
     check_floating("z0", z0)
     check_shape("z0", z0, "N", "D")
@@ -138,7 +139,8 @@ def similarity_logsumexp(
     _check_labels(q_labels, k_labels, q, keys)
     bfloat16 = check_dot_dtype(dot_dtype, q)
     form = contrast.Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
-    return contrast.similarity_logsumexp(q, k, scale, form, backend=contrast.resolve_form(q, k, form, backend))
+    name = resolve("contrast", q, backend, contrast.lacking(k, form))
+    return contrast.similarity_logsumexp(q, k, scale, form, backend=name)
 
 
 def _check_positive(positive: Tensor | None, q: Tensor) -> None:

@@ -43,11 +43,13 @@ struct ForwardMemory {
 };
 
 // Whether 2^s of these keys stays in range without a shift, alone, in their sum, and times a key.
+//
+// The squares are computed in T: what underflowed in them is at most the least normal number for each of `dim` values.
 template <class T>
-bool in_range(double factor, T q_squares, T k_squares, int64_t m) {
-  const double k = sqrt(static_cast<double>(k_squares)),
-               bound = fabs(factor) * sqrt(static_cast<double>(q_squares)) * k;
-  return bound + log2(static_cast<double>(m)) + fabs(log2(k)) < 64 / kLn2;
+bool in_range(double factor, T q_squares, T k_squares, int64_t m, int64_t dim) {
+  const double lost = static_cast<double>(dim) * (sizeof(T) == 4 ? __FLT_MIN__ : __DBL_MIN__),
+               bound = fabs(factor) * sqrt(q_squares + lost) * sqrt(k_squares + lost);
+  return bound + log2(static_cast<double>(m)) + fabs(log2(sqrt(static_cast<double>(k_squares)))) < 64 / kLn2;
 }
 
 // A tile that leaves nothing out, under the shift 0: exponentials while the products are in registers.
@@ -116,7 +118,7 @@ void add_tile(const RectangleProblem& p, const Shared<E>& shared, const Tile& t,
     for (int64_t j = 0; j < t.nj; j += 2 * L) {
       const Vector<T> a = exp2(load(s + j) - shift), b = exp2(load(s + j + L) - shift);
       total += a + b;
-      store_weights(own.weights() + i * kKeys + j / kValues<E>, a, b);
+      if (out.keys) store_weights(own.weights() + i * kKeys + j / kValues<E>, a, b);
     }
     out.total[t.i + i] += sum(total);
   }
@@ -141,7 +143,7 @@ void forward_part(const RectangleProblem& p, const Shared<E>& shared, int64_t i_
   for (int64_t j = j_begin; j < j_end; j += kKeys) {
     const int64_t nj = at_most(kKeys, j_end - j);
     const T k_squares = pack_keys(p, j, j + nj, own.keys);
-    if (fixed && !in_range(p.scale / kLn2, q_squares, k_squares, p.m)) {
+    if (fixed && !in_range(p.scale / kLn2, q_squares, k_squares, p.m, p.dim)) {
       fixed = false;
       for (int64_t i = i_begin; i < i_end; i++) out.shift[i] = out.total[i] == 0 ? kNone<T> : 0;
     }

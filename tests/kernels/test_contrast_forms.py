@@ -1,6 +1,7 @@
 """What the contrast functions refuse, which backend serves them, and the forms that Triton does not serve."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -177,6 +178,16 @@ def test_a_form_that_the_chosen_backend_lacks() -> None:
     with pytest.raises(BackendError, match="'cpu' cannot serve contrast: a form that the test invents"):
         resolve("contrast", Z, "cpu", lacking={"cpu": "a form that the test invents"})
     assert resolve("contrast", Z, "reference", lacking={"cpu": "a form that the test invents"}) == "reference"
+
+
+@pytest.mark.parametrize("call", [lambda: nt_xent(Z, Z), lambda: similarity_logsumexp(Z, Z, scale=1.0)])
+def test_the_warning_names_the_line_of_the_caller(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    _warn_once.cache_clear()
+    monkeypatch.setitem(resolve.__globals__, "why_not", lambda *_: "a reason that the test invents")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -87,13 +87,16 @@ def logsumexp_backward(
         dscale = Σ_i q_i · (g_i · mean_key_i + h_i · positive_i)
         dk_j = scale · (Σ_i g_i p_ij q_i + Σ_{positive_i = j} h_i q_i)
 
-    k is read for dk alone. Where it is q itself, `square`, dq is the sum of both, rounded once, and there is no dk.
+    k, labels and columns of positives are read for dk alone, and may be None where that is not needed. Where k is q
+    itself, `square`, dq is the sum of both, rounded once, and there is no dk.
     """
     zero = scale.new_zeros(q.shape[0])
     g = zero if grad is None else grad.to(scale.dtype)
-    h = None if form.positive is None else (zero if positive_grad is None else positive_grad.to(scale.dtype)) - g
     columns = form.positive is not None and form.positive.dim() == 1
-    rows = saved.positive_rows if columns else form.positive
+    rows = saved.positive_rows if columns or form.positive is None else form.positive
+    h = None
+    if rows is not None or columns:
+        h = (zero if positive_grad is None else positive_grad.to(scale.dtype)) - g
 
     dq = dscale = dk = dpositive = None
     if need_q or need_scale:
@@ -105,7 +108,7 @@ def logsumexp_backward(
         if need_q:
             dq = pull.mul_(scale)
     if need_positive:
-        dpositive = (q * (scale * h)[:, None]).to(form.positive.dtype)
+        dpositive = (q * (scale * h)[:, None]).to(form.positive.dtype).contiguous()
     if square and need_q:
         dq = _key_gradient(g, h if columns else None, q, q, scale, form, saved, besides=dq)
     elif need_k:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsv_kernels.backends import resolve
 from hsv_kernels.ops.contrast import reference
 from hsv_kernels.ops.contrast.cpu import kept_values
 from hsv_kernels.ops.contrast.cpu_rectangle import Form
@@ -61,7 +60,7 @@ def _fits(z0: Tensor) -> bool:
 def similarity_logsumexp(
     q: Tensor, k: Tensor | None, scale: float | Tensor, form: Form, *, backend: str
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """lse [n], or (d, positive_logit) with positives; `backend` comes from `resolve_form`."""
+    """lse [n], or (d, positive_logit) with positives; `backend` comes from `resolve`, told what is `lacking`."""
     if backend == "reference":
         return _reference_similarity_logsumexp(q, k, scale, *form)
     if is_square(k, form):
@@ -74,14 +73,10 @@ def is_square(k: Tensor | None, form: Form) -> bool:
     return k is None and form.self_offset == 0 and form.positive is None and form.q_labels is None
 
 
-def resolve_form(q: Tensor, k: Tensor | None, form: Form, backend: str | None) -> str:
-    """The backend that serves this form: cpu and the reference serve every one, triton the square form.
-
-    CUDA tensors in another form are served by the reference under auto, with one warning; triton by name raises
-    BackendError.
-    """
+def lacking(k: Tensor | None, form: Form) -> dict[str, str]:
+    """Why backends do not serve this form, as `resolve` takes it: triton serves the square form alone."""
     reason = "similarity_logsumexp with k, self_offset, positive or labels is served by cpu and reference alone"
-    return resolve("contrast", q, backend, lacking={} if is_square(k, form) else {"triton": reason})
+    return {} if is_square(k, form) else {"triton": reason}
 
 
 def has_fixed_shift(temperature: float, rows: int) -> bool:

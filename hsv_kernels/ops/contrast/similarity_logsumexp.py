@@ -13,7 +13,8 @@ def similarity_logsumexp(q: Tensor, k: Tensor | None, scale: Tensor, form: Form)
     """lse [n], or (d, positive_logit) with positives; k=None is q, `scale` 0-dim, of the accumulation dtype.
 
     What the forward keeps for backward is decided here, before the operator: it cannot see which of its tensors require
-    a gradient. Keys that require none (a queue) are not saved and not read again, and may be overwritten in between.
+    a gradient. Keys that require none (a queue) are not saved and not read again, nor are labels and positive columns
+    then: all may be overwritten in between.
     """
     recording = torch.is_grad_enabled()
     need_q = recording and (q.requires_grad or scale.requires_grad)
@@ -92,7 +93,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dscale, dpositive), empty where not needed."""
     form = Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
-    saved = Saved(mean_key, positive_rows, log2_sum)
+    saved = Saved(mean_key, positive_rows if positive_rows.numel() else None, log2_sum)
     needs = need_q, need_k, need_scale, need_positive
     dq, dk, dscale, dpositive = (
         scale.new_empty(0) if x is None else x
@@ -132,19 +133,22 @@ def _(
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels, bfloat16, ctx.need_q, ctx.need_k = inputs
-    ctx.square, ctx.numbers = k is None, (exclude_self, self_offset, bfloat16)
+    ctx.square, ctx.numbers, ctx.positives = k is None, (exclude_self, self_offset, bfloat16), positive is not None
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1 if positive is None else 2 :])
-    ctx.save_for_backward(q, k if ctx.need_k else None, scale, positive, q_labels, k_labels, *output[2:])
+    of_keys = (k, q_labels, k_labels) if ctx.need_k else (None, None, None)
+    if positive is not None and positive.dim() == 1 and not ctx.need_k:
+        positive = None  # output holds the rows that it names
+    ctx.save_for_backward(q, scale, positive, *of_keys, *output[2:])
 
 
 def _gradient(ctx: Any, grad: Tensor | None, positive_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    q, k, scale, positive, q_labels, k_labels, *saved = ctx.saved_tensors
+    q, scale, positive, k, q_labels, k_labels, *saved = ctx.saved_tensors
     exclude_self, self_offset, bfloat16 = ctx.numbers
     need_q, need_k, need_scale, _, _, need_positive = ctx.needs_input_grad[:6]
     if ((need_k or (ctx.square and need_q)) and not ctx.need_k) or ((need_q or need_scale) and not ctx.need_q):
         raise RuntimeError("similarity_logsumexp: its forward was told that no gradient is needed here")
-    if positive is None:
+    if not ctx.positives:
         positive_grad = None
     form = exclude_self, self_offset, positive, q_labels, k_labels, bfloat16
     needs = need_q, need_k, need_scale, need_positive
