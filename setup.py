@@ -1,7 +1,8 @@
 """Builds hsv_kernels._C with CMake and Ninja.
 
 Environment: HSV_BUILD=0 installs without compiled code; HSV_BUILD_CUDA=auto|1|0 chooses csrc/cuda (auto: when nvcc is
-found); CXX names the C++ compiler; HSV_CMAKE_ARGS is appended to CMake's command line.
+found); CXX names the C++ compiler; HSV_BUILD_TYPE is CMake's build type (Release where it is not set);
+HSV_CMAKE_ARGS is appended to CMake's command line.
 """
 
 import os

@@ -65,7 +65,7 @@ MOCO = {
         "torch.compile": Provider(p.compiled(p.autocast(p.eager_queue)), BF16, note="autocast"),
     },
 }
-LARGEST = dict.fromkeys(NT_XENT["float32"], 8192) | {  # N beyond which one call takes many seconds
+LARGEST = dict.fromkeys(NT_XENT["float32"], 8192) | {  # N beyond which one call takes seconds
     "hsv": 32768,
     "hsv, float32 inputs": 16384,
     "lightly": 4096,

@@ -46,7 +46,11 @@ def reconstruction_case() -> Case:
             "eager": Provider(lambda: eager),
             "torch.compile": Provider(compiled(eager)),
         },
-        work={"forward": Work(bytes=read), "both": Work(bytes=read + write)},
+        work={
+            "forward": Work(bytes=read),
+            "backward": Work(bytes=read + write),
+            "both": Work(bytes=2 * read + write),
+        },
         seconds=6,
     )
 

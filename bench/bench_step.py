@@ -3,6 +3,7 @@
 A step is forward, backward, clipping and AdamW on views that are already there.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,7 @@ def training_step(model: str, backend: str) -> Callable[[], Tensor]:
         with use_backend(backend), torch.autocast(DEVICE, torch.bfloat16):
             loss, _ = hybrid(images, 0)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(clipped_parameters(optimiser), 3.0)
+        torch.nn.utils.clip_grad_norm_(clipped_parameters(optimiser), config.optimiser.clip or math.inf)
         optimiser.step()
         optimiser.zero_grad()
         return loss

@@ -23,7 +23,7 @@ Key = tuple[str, str, str, str, bool]  # operation, shape, products, mode, huge 
 
 @dataclass(frozen=True)
 class Change:
-    """hsv's measure of one case in both files; None where the newer file has none."""
+    """hsv's measure of one case in both files; None where the newer file has none or not the case."""
 
     case: str
     measure: str  # "× eager" or "of the limit"
@@ -43,13 +43,13 @@ class Change:
 
 
 def compare(base: list[Row], new: list[Row]) -> list[Change]:
-    """The cases of `new`'s hsv that are in `base` too, by the measure that both have."""
-    before, after = _measures(base), _measures(new)
+    """The cases of `base` in which hsv was timed, by a measure that both files have."""
+    after = _measures(new)
     changes = []
-    for key in (key for key in before if key in after):
-        measure = next((m for m in before[key] if m in after[key]), next(iter(before[key]), None))
-        if measure:
-            changes.append(Change(_title(key), measure, before[key][measure], after[key].get(measure)))
+    for key, before in _measures(base).items():
+        now = after.get(key, {})
+        if measure := next((m for m in before if m in now), next(iter(before), None)):
+            changes.append(Change(_title(key), measure, before[measure], now.get(measure)))
     return changes
 
 
@@ -75,8 +75,7 @@ def _title(key: Key) -> str:
     return ", ".join((*parts, *(["huge pages for all"] if huge else [])))
 
 
-def report(base: list[Row], new: list[Row], tolerance: float) -> Iterator[str]:
-    changes = compare(base, new)
+def report(changes: list[Change], tolerance: float) -> Iterator[str]:
     for name, chosen in (
         ("slower", [c for c in changes if c.slower(tolerance)]),
         ("faster", [c for c in changes if c.faster(tolerance)]),
@@ -98,8 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
     for field in ("device", "threads", "isa"):
         if base[0][field] != new[0][field]:
             sys.exit(f"the files differ in {field}: {base[0][field]} and {new[0][field]}")
-    print("\n".join(report(base, new, options.tolerance)))
-    return int(any(change.slower(options.tolerance) for change in compare(base, new)))
+    if base[0]["versions"]["torch"] != new[0]["versions"]["torch"]:
+        print("the files differ in PyTorch's version, and so in what eager takes")
+    changes = compare(base, new)
+    print("\n".join(report(changes, options.tolerance)))
+    return int(any(change.slower(options.tolerance) for change in changes))
 
 
 def _chosen(base: Path | None, new: Path | None) -> tuple[Path, Path]:

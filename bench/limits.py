@@ -60,12 +60,12 @@ class Probe:
 def least_seconds(work: Work, products: str, rates: dict[str, float], *, exponentials: bool = True) -> float | None:
     """The time that `rates` allow for `work`, with its exponentials or without; None where a rate is unknown.
 
-    Exponentials count where the multiply-add units compute them: a GPU has others for them, beside its products.
+    Exponentials count on a CPU, whose multiply-add units compute them: a GPU has others for them, beside its products.
     """
     if work.bytes:
         return work.bytes / rates["copy"] if rates.get("copy") else None
     if not rates.get("fma"):
         return None
     matrix = (products == "bfloat16" and rates.get("dot")) or rates["fma"]
-    counted = work.exponentials * EXPONENTIAL if exponentials and "exponentials" in rates else 0
+    counted = work.exponentials * EXPONENTIAL if exponentials and DEVICE == "cpu" else 0
     return work.flops / matrix + counted / rates["fma"]

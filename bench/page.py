@@ -5,6 +5,7 @@
 Losing and failed rows stay. What a person has to say about a device is in bench/results/<device>/notes.md.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -40,7 +41,9 @@ page of the newest results of each device; `make bench-check` says what got slow
 
 
 def main() -> None:
-    devices = sorted(path for path in RESULTS.iterdir() if path.is_dir() and newest(path))
+    devices = sorted(path for path in RESULTS.glob("*") if path.is_dir() and newest(path))
+    if not devices:
+        sys.exit(f"no results under {RESULTS}: run make bench first")
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(render([(path.name, read(newest(path)[0]), _notes(path)) for path in devices], PAGE.parent))
     print(PAGE.relative_to(ROOT))

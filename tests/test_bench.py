@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import check, page, results
+from bench import check, limits, page, results
 from bench.cases import Case, Provider, Work
 from bench.limits import EXPONENTIAL, Probe, least_seconds
 from bench.plots import Series, line_plot
@@ -82,7 +82,8 @@ def test_growth_follows_the_last_two_points() -> None:
     assert growth([1], [1.0], 4) is None
 
 
-def test_least_time_counts_what_the_work_needs() -> None:
+def test_least_time_counts_what_the_work_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DEVICE", "cpu")
     rates = {"fma": 1e9, "dot": 2e9, "exponentials": 1.0}
     work = Work(flops=2e9, exponentials=1e8)
     assert least_seconds(work, "float32", rates) == pytest.approx(2 + 0.1 * EXPONENTIAL)
@@ -90,6 +91,8 @@ def test_least_time_counts_what_the_work_needs() -> None:
     assert least_seconds(work, "bfloat16", rates | {"dot": 0.0}, exponentials=False) == pytest.approx(2)
     assert least_seconds(Work(bytes=4e9), "float32", {"copy": 2e9}) == 2
     assert least_seconds(work, "float32", {}) is None
+    monkeypatch.setattr(limits, "DEVICE", "cuda")
+    assert least_seconds(work, "float32", rates) == pytest.approx(2)
 
 
 @pytest.mark.skipif(isinstance(compiled_module(), str), reason="built without compiled code")
@@ -182,17 +185,18 @@ def test_check_compares_by_eager_of_the_same_run() -> None:
     assert first.slower(0.15) and not first.slower(0.3)
     assert not second.slower(0.15) and not second.faster(0.15)
     assert str(first) == "nt_xent, N = 4,096, float32, both: 8.00 → 6.00 × eager (-25%)"
-    lines = list(check.report(base, new, 0.15))
+    lines = list(check.report([first, second], 0.15))
     assert lines[0] == "1 of 2 cases slower by more than 15%:"
     assert lines[2] == "0 of 2 cases faster by more than 15%"
 
 
 def test_check_falls_back_on_the_limit_and_notices_what_is_gone() -> None:
-    base = [row("hsv", 1, n=32768), row("hsv", 1), row("eager", 8)]
-    new = [row("hsv", 1, n=32768, fraction=0.5), out_of_memory("hsv", 4096)]
-    limit, gone = check.compare(base, new)
+    base = [row("hsv", 1, n=32768), row("hsv", 1), row("eager", 8), row("hsv", 1, n=256)]
+    new = [row("hsv", 1, n=32768, fraction=0.5), out_of_memory("hsv", 4096), row("hsv", 1, n=512)]
+    limit, *gone = check.compare(base, new)
     assert (limit.measure, limit.base, limit.new) == ("of the limit", 0.9, 0.5)
-    assert gone.slower(0.15) and "no longer measured" in str(gone)
+    assert [change.case for change in gone] == [f"nt_xent, N = {n}, float32, both" for n in ("4,096", "256")]
+    assert all(change.slower(0.15) and "no longer measured" in str(change) for change in gone)
 
 
 @pytest.mark.parametrize(("times", "status"), [(8, 0), (4, 1)])
@@ -205,11 +209,26 @@ def test_check_exits_with_1_when_something_is_slower(
     assert f"{status} of 1 cases slower" in capsys.readouterr().out
 
 
+def test_check_says_when_torch_differs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = results.write([row("hsv", 1)], tmp_path)
+    new = results.write([row("hsv", 1, date="2026-02-01", versions={"torch": "2.16"})], tmp_path)
+    assert check.main(["--base", str(base), "--new", str(base)]) == 0
+    assert "PyTorch's version" not in capsys.readouterr().out
+    assert check.main(["--base", str(base), "--new", str(new)]) == 0
+    assert "differ in PyTorch's version" in capsys.readouterr().out
+
+
 def test_check_refuses_two_devices(tmp_path: Path) -> None:
     base = results.write([row("hsv", 1)], tmp_path)
     new = results.write([row("hsv", 1, device="Another")], tmp_path)
     with pytest.raises(SystemExit, match="differ in device: A CPU and Another"):
         check.main(["--base", str(base), "--new", str(new)])
+
+
+def test_page_without_results_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "absent")
+    with pytest.raises(SystemExit, match=r"no results under .*absent: run make bench first"):
+        page.main()
 
 
 def test_page_shows_losses_failures_targets_and_notes(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
 
 namespace hsv {
 
-// Each runs for about `seconds` on `threads` threads and returns a rate of all of them together.
+// Each runs for about `seconds` on `threads` threads, at most 1,024, and returns a rate of all of them together.
 struct LimitKernels {
   double (*fma)(double seconds, int threads);           // float32 flops / s, a multiply-add being two
   double (*dot_bf16)(double seconds, int threads);      // the same of bfloat16 products summed in float32; 0: no such
