@@ -1,9 +1,9 @@
-# make demo      install into .venv and train the hybrid on the embedded digits
-# make test      install into .venv and run every test
-# make sanitize  run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-# make lint      formatting and static checks
-# make bench   time and memory against what else there is; writes bench/results and docs/speed.md (a quarter of an hour)
-# make bench-check [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]   what got slower between two result files
+# make demo         install into .venv and train the hybrid on the embedded digits
+# make test         install into .venv and run every test
+# make sanitize     run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# make lint         formatting and static checks
+# make bench        time and memory against what else there is (a quarter of an hour; QUICK=1: small sizes, nothing kept)
+# make bench-check  what got slower between two result files [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
