@@ -20,8 +20,11 @@ def quotient(numerators: Sequence[float | None], denominators: Sequence[float | 
 
 
 def growth(sizes: Sequence[float], values: Sequence[float], size: float) -> float | None:
-    """The value at `size` of c · sizeᵖ through the last two points, p the nearest integer; None for fewer than two."""
+    """The value at `size` of c · sizeᵖ through the last two points, p the nearest integer, at most 2.
+
+    None for fewer than two points. Nothing here grows faster than a matrix of the rows: more is noise of small sizes.
+    """
     if len(sizes) < 2 or min(values[-2:]) <= 0:
         return None
-    power = round(log(values[-1] / values[-2]) / log(sizes[-1] / sizes[-2]))
+    power = min(2, round(log(values[-1] / values[-2]) / log(sizes[-1] / sizes[-2])))
     return values[-1] * (size / sizes[-1]) ** power

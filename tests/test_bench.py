@@ -78,7 +78,7 @@ def test_quartiles_and_quotient() -> None:
 
 def test_growth_follows_the_last_two_points() -> None:
     assert growth([1, 2, 4], [7.0, 10.0, 41.0], 8) == pytest.approx(164.0)
-    assert growth([1, 2], [1.0, 8.2], 4) == pytest.approx(65.6)
+    assert growth([1, 2], [1.0, 8.2], 4) == pytest.approx(32.8)  # not faster than a matrix
     assert growth([1], [1.0], 4) is None
 
 
