@@ -4,15 +4,17 @@
 # make lint         formatting and static checks
 # make bench        time and memory against what else there is (a quarter of an hour; QUICK=1: small sizes, nothing kept)
 # make bench-check  what got slower between two result files [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]
+# make gpu          prove and measure the kernels on a GPU [PART=test|contrast|memory-bound|end-to-end] [FULL=1]
+#                   [RESULTS=FOLDER] [GPU_PYTHON=python3, whose packages are used as they are: nothing is installed]
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test sanitize lint bench bench-check clean prerequisites
+.PHONY: help demo test sanitize lint bench bench-check gpu clean prerequisites
 
 help:
-	@sed -n 's/^# make/make/p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_demo.py
@@ -59,6 +61,10 @@ bench: $(VENV)/installed
 
 bench-check: $(VENV)/installed
 	$(BIN)/python -m bench.check $(if $(BASE),--base $(BASE)) $(if $(NEW),--new $(NEW)) $(if $(TOLERANCE),--tolerance $(TOLERANCE))
+
+gpu: $(if $(GPU_PYTHON),,$(VENV)/installed)
+	$(or $(GPU_PYTHON),$(BIN)/python) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(FULL),--full) \
+		$(if $(RESULTS),--results $(RESULTS))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info hsv_kernels/_C*.so

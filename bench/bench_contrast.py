@@ -74,12 +74,12 @@ LARGEST = dict.fromkeys(NT_XENT["float32"], 8192) | {  # N beyond which one call
 }
 
 
-def rows(n: int, seed: int) -> Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+def rows(n: int, seed: int, dim: int = DIM) -> Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def two_views(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    z0, z1 = (rows(n, seed).to(DEVICE, dtype).requires_grad_() for seed in range(2))
+def two_views(n: int, dtype: torch.dtype, dim: int = DIM) -> tuple[Tensor, Tensor]:
+    z0, z1 = (rows(n, seed, dim).to(DEVICE, dtype).requires_grad_() for seed in range(2))
     return z0, z1
 
 

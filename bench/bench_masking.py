@@ -1,6 +1,7 @@
 """Random masking and gather of the kept quarter, of tokens and of images, against MAE's two argsorts and a gather."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 import torch
@@ -22,7 +23,7 @@ def eager_tokens(tokens: Tensor) -> Tensor:
     B, _, D = tokens.shape
     order = torch.rand(B, L, device=tokens.device).argsort(dim=1)
     ids_restore = order.argsort(dim=1)
-    mask = torch.ones(B, L, device=tokens.device)
+    mask = torch.ones_like(ids_restore, dtype=torch.float32)
     mask[:, :K] = 0
     mask = mask.gather(1, ids_restore)
     return tokens.gather(1, order[:, :K, None].expand(-1, -1, D))
@@ -37,7 +38,7 @@ def hsv(gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Callable[[Te
         steps = count()
 
         def run(x: Tensor) -> Tensor:
-            ids_keep, _, _ = random_masking(BATCH, L, num_keep=K, seed=0, offset=next(steps), device=x.device)
+            ids_keep, _, _ = random_masking(len(x), L, num_keep=K, seed=0, offset=next(steps), device=x.device)
             return gather(x, ids_keep)
 
         return run
@@ -49,28 +50,33 @@ def hsv_patches(images: Tensor, ids_keep: Tensor) -> Tensor:
     return gather_patches(images, ids_keep, PATCH)
 
 
-def tokens(dtype: torch.dtype) -> tuple[Tensor]:
-    return (torch.randn(BATCH, L, VALUES, dtype=dtype, device=DEVICE, requires_grad=True),)
+def tokens(batch: int, dtype: torch.dtype) -> tuple[Tensor]:
+    return (torch.randn(batch, L, VALUES, dtype=dtype, device=DEVICE, requires_grad=True),)
 
 
-def images(dtype: torch.dtype) -> tuple[Tensor]:
-    return (torch.randn(BATCH, CHANNELS, SIDE, SIDE, dtype=dtype, device=DEVICE, requires_grad=True),)
+def images(batch: int, dtype: torch.dtype) -> tuple[Tensor]:
+    return (torch.randn(batch, CHANNELS, SIDE, SIDE, dtype=dtype, device=DEVICE, requires_grad=True),)
+
+
+def masking_work(batch: int, size: int) -> dict[str, Work]:
+    """Forward reads and writes what is kept; backward reads it, and writes it with zeros between; `size` bytes each."""
+    kept, whole = 1.0 * size * batch * K * VALUES, 1.0 * size * batch * L * VALUES
+    forward, backward = 2 * kept, kept + whole
+    return {"forward": Work(bytes=forward), "backward": Work(bytes=backward), "both": Work(bytes=forward + backward)}
 
 
 def masking_case(operation: str, inputs: Callable, fused: Callable, eager: Callable) -> Case:
-    kept, whole = 4.0 * BATCH * K * VALUES, 4.0 * BATCH * L * VALUES
-    forward, backward = 2 * kept, kept + whole  # read and write; read, and write zeros between
     return Case(
         operation=operation,
         shape={"B": BATCH, "L": L, "values": VALUES},
         products="float32",
-        inputs=inputs,
+        inputs=partial(inputs, BATCH),
         providers={
             "hsv": Provider(hsv(fused), compared=False),
             "eager": Provider(lambda: eager),
             "torch.compile": Provider(compiled(eager), compared=False),
         },
-        work={"forward": Work(bytes=forward), "backward": Work(bytes=backward), "both": Work(bytes=forward + backward)},
+        work=masking_work(BATCH, 4),
         seconds=5,
     )
 

@@ -1,6 +1,7 @@
 """Masked mean squared error with normalised targets, against the same formula in plain PyTorch."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,33 +25,34 @@ def eager(pred: Tensor, images: Tensor, mask: Tensor) -> Tensor:
     return reference.masked_mse(pred, images, mask, PATCH, PATCH, True, "mean")
 
 
-def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions, images, and a mask of three patches of four."""
+def inputs(batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions, float32 images, and a mask of three patches of four."""
     torch.manual_seed(0)
-    pred = torch.randn(BATCH, L, VALUES, dtype=dtype, device=DEVICE, requires_grad=True)
-    images = torch.randn(BATCH, CHANNELS, SIDE, SIDE, device=DEVICE)
-    mask = (torch.rand(BATCH, L, device=DEVICE).argsort(1) < MASKED).float()
+    pred = torch.randn(batch, L, VALUES, dtype=dtype, device=DEVICE, requires_grad=True)
+    images = torch.randn(batch, CHANNELS, SIDE, SIDE, device=DEVICE)
+    mask = (torch.rand(batch, L, device=DEVICE).argsort(1) < MASKED).float()
     return pred, images, mask
 
 
+def reconstruction_work(batch: int, size: int) -> dict[str, Work]:
+    """Predictions of `size` bytes and pixels of masked patches are read, twice for both; the gradient is written."""
+    read = (size + 4.0) * batch * MASKED * VALUES
+    write = 1.0 * size * batch * L * VALUES  # zero where nothing is masked
+    return {"forward": Work(bytes=read), "backward": Work(bytes=read + write), "both": Work(bytes=2 * read + write)}
+
+
 def reconstruction_case() -> Case:
-    read = 2 * 4.0 * BATCH * MASKED * VALUES  # predictions and pixels of masked patches
-    write = 4.0 * BATCH * L * VALUES  # the gradient, zero where nothing is masked
     return Case(
         operation="masked_mse",
         shape={"B": BATCH, "px": SIDE},
         products="float32",
-        inputs=inputs,
+        inputs=partial(inputs, BATCH),
         providers={
             "hsv": Provider(lambda: hsv),
             "eager": Provider(lambda: eager),
             "torch.compile": Provider(compiled(eager)),
         },
-        work={
-            "forward": Work(bytes=read),
-            "backward": Work(bytes=read + write),
-            "both": Work(bytes=2 * read + write),
-        },
+        work=reconstruction_work(BATCH, 4),
         seconds=6,
     )
 

@@ -15,16 +15,22 @@ from hsv_kernels import use_backend
 BATCH = {"vit-tiny/16": 16, "small-32": 4 if QUICK else 128}
 
 
-def training_step(model: str, backend: str) -> Callable[[], Tensor]:
-    """A function that trains on one batch and gives the loss before the update."""
+def training_step(
+    model: str, backend: str, batch: int, objectives: tuple[str, ...] = ("simclr", "mae")
+) -> Callable[[], Tensor]:
+    """A function that trains on one batch and gives the loss before the update.
+
+    `model` is a preset, or ViT-Tiny/16 or ViT-S/16 at 224 px.
+    """
     from hsv.config import load_config
     from hsv.export import build_encoder
     from hsv.objectives import build_hybrid
     from hsv.optim import adamw, clipped_parameters
 
-    config = load_config(preset="small-224" if model == "vit-tiny/16" else model)
+    config = load_config(preset="small-224" if model.startswith("vit") else model)
+    config.objectives = list(objectives)
     config.input.mean, config.input.std = [0.5] * 3, [0.25] * 3
-    config.run.batch_size = BATCH[model]
+    config.run.batch_size = batch
     if model == "vit-tiny/16":
         config.encoder.name = "vit_tiny_patch16_224"
     torch.manual_seed(0)
@@ -52,8 +58,10 @@ def step_case(model: str) -> Case:
         products="bfloat16",
         inputs=lambda dtype: (),
         providers={
-            "hsv": Provider(lambda: training_step(model, "auto"), compared=False),
-            "eager": Provider(lambda: training_step(model, "reference"), note="the operations' references"),
+            "hsv": Provider(lambda: training_step(model, "auto", BATCH[model]), compared=False),
+            "eager": Provider(
+                lambda: training_step(model, "reference", BATCH[model]), note="the operations' references"
+            ),
         },
         kinds=("step",),
         seconds=20,

@@ -12,7 +12,12 @@ QUICK = os.environ.get("HSV_BENCH_QUICK", "0") != "0"  # small shapes, two round
 HUGE_PAGES = os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1"  # torch's own setting: huge pages for all providers
 THREADS = int(os.environ.get("HSV_BENCH_THREADS", "0")) or torch.get_num_threads()
 
-MODES = {"forward": ("forward",), "training": ("backward", "both"), "step": ("step",)}  # kind of call → what it times
+MODES = {  # kind of call → what it times
+    "forward": ("forward",),
+    "training": ("backward", "both"),
+    "step": ("step",),
+    "graph": ("forward, graph", "both, graph"),  # replays of CUDA graphs: without what a launch costs
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Case:
     Args:
         operation: name of the public function, or of the step.
         shape: sizes by name.
-        products: type of the dot products, "float32" or "bfloat16".
+        products: type of the dot products, "float32", "tf32" or "bfloat16".
         inputs: dtype → arguments on DEVICE; those that require grad are differentiated.
         providers: by name, "hsv" and "eager" among them.
         kinds: of MODES.
@@ -57,6 +62,8 @@ class Case:
         timed: the providers to time, None for all of them.
         seconds: budget of the rounds of one kind.
         rounds: least and most.
+        sets: of inputs, which calls take in turn: enough of them do not fit into a cache.
+        truth: (inputs, gradient of the value) → value and gradients in float64, for the inputs as they are.
     """
 
     operation: str
@@ -69,6 +76,8 @@ class Case:
     timed: tuple[str, ...] | None = None
     seconds: float = 4
     rounds: tuple[int, int] = (5, 51)
+    sets: int = 1
+    truth: Callable[[tuple[Tensor, ...], Tensor], list[Tensor]] | None = None
 
     @property
     def title(self) -> str:

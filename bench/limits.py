@@ -3,7 +3,6 @@
 import torch
 
 from bench.cases import DEVICE, THREADS, Work
-from bench.clock import between, mark
 from hsv_kernels.backends import compiled_module
 
 # The counted cost of an exponential, in flops of the multiply-add units: three additions, six multiply-adds and one
@@ -17,19 +16,17 @@ COPIED_BYTES = 128 << 20
 class Probe:
     """Measures the rates that bound `work`: {"fma", "dot", "exponentials"} or {"copy"}, in flops, 2^x and bytes / s.
 
-    "dot" is the rate of bfloat16 products, where the device has them. Empty without compiled kernels on a CPU.
+    "dot" is the rate of bfloat16 products, where the CPU has them. Empty without compiled kernels; a GPU's rates are
+    measured once (bench.gpu.rates).
     """
 
     def __init__(self, work: Work) -> None:
         self.copies = work.bytes > 0
-        self.arrays = [torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=DEVICE) for _ in range(2 * self.copies)]
+        self.arrays = [torch.zeros(COPIED_BYTES, dtype=torch.uint8) for _ in range(2 * self.copies)]
 
     def __call__(self) -> dict[str, float]:
-        if DEVICE == "cpu":
-            return self._cpu()
-        return {"copy": self._gpu_copy()} if self.copies else self._gpu_products()
-
-    def _cpu(self) -> dict[str, float]:
+        if DEVICE != "cpu":
+            return {}
         module = compiled_module()
         if isinstance(module, str):
             return {}
@@ -42,30 +39,27 @@ class Probe:
             "exponentials": module.limit_exponentials(ARITHMETIC_SECONDS / 4, THREADS),
         }
 
-    def _gpu_copy(self) -> float:
-        begin = mark()
-        self.arrays[0].copy_(self.arrays[1])
-        return 2 * COPIED_BYTES / between(begin, mark())
-
-    def _gpu_products(self) -> dict[str, float]:
-        rates = {}
-        for name, dtype in (("fma", torch.float32), ("dot", torch.bfloat16)):
-            a = torch.randn(4096, 4096, device=DEVICE, dtype=dtype)
-            begin = mark()
-            a @ a
-            rates[name] = 2 * 4096**3 / between(begin, mark())
-        return rates
-
 
 def least_seconds(work: Work, products: str, rates: dict[str, float], *, exponentials: bool = True) -> float | None:
     """The time that `rates` allow for `work`, with its exponentials or without; None where a rate is unknown.
 
-    Exponentials count on a CPU, whose multiply-add units compute them: a GPU has others for them, beside its products.
+    The multiply-add units of a CPU compute exponentials too, and the times add up. A GPU has other units for them,
+    beside those of its products: the longer time counts.
     """
     if work.bytes:
         return work.bytes / rates["copy"] if rates.get("copy") else None
+    if DEVICE != "cpu":
+        return _least_on_gpu(work, products, rates, exponentials)
     if not rates.get("fma"):
         return None
     matrix = (products == "bfloat16" and rates.get("dot")) or rates["fma"]
-    counted = work.exponentials * EXPONENTIAL if exponentials and DEVICE == "cpu" else 0
+    counted = work.exponentials * EXPONENTIAL if exponentials else 0
     return work.flops / matrix + counted / rates["fma"]
+
+
+def _least_on_gpu(work: Work, products: str, rates: dict[str, float], exponentials: bool) -> float | None:
+    """By the rates that bench.gpu.rates measures; float32 products may also be three tf32 ones each."""
+    if products not in rates or "exponentials" not in rates:
+        return None
+    matrix = max(rates["float32"], rates["tf32"] / 3) if products == "float32" else rates[products]
+    return max(work.flops / matrix, work.exponentials / rates["exponentials"] if exponentials else 0)

@@ -55,8 +55,8 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """Short hash of the code that runs."""
-    return _git("rev-parse", "--short", "HEAD") or "unknown"
+    """Short hash of the code that runs; HSV_COMMIT tells it where there is no repository."""
+    return _git("rev-parse", "--short", "HEAD") or os.environ.get("HSV_COMMIT", "unknown")
 
 
 def transparent_huge_pages() -> str:
@@ -129,16 +129,22 @@ def read_lines(path: Path) -> list[Row]:
 
 
 def write(rows: list[Row], folder: Path = RESULTS) -> Path:
-    """folder/<device>/<date>-<commit>.json, a row a line."""
+    """folder/<device>/<date>-<commit>.json, a row a line; the date is the first row's."""
     first = rows[0]
     dirty = "-dirty" if first["dirty"] else ""
     name = f"{str(first['date'])[:10]}-{first['commit']}{dirty}.json"
-    path = folder / slug(f"{first['device']} {first['threads']} threads") / name
+    path = folder_of(first, folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
     os.replace(temporary, path)
     return path
+
+
+def folder_of(row: Row, folder: Path) -> Path:
+    """Where rows of its device are kept: a GPU's own folder, or that of a CPU and a number of threads."""
+    on_gpu = row["device"] != row["cpu"]
+    return folder / slug(str(row["device"]) if on_gpu else f"{row['device']} {row['threads']} threads")
 
 
 def read(path: Path) -> list[Row]:

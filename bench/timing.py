@@ -2,7 +2,9 @@
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -30,34 +32,45 @@ class Measured:
 
 
 class Call:
-    """A provider on its inputs, ready to be timed."""
+    """A provider on its inputs, ready to be timed; each call takes the next set of them."""
 
     def __init__(self, case: Case, provider: Provider) -> None:
         self.function = provider.make()
-        self.inputs = case.inputs(provider.dtype)
-        self.leaves = [t for t in self.inputs if isinstance(t, Tensor) and t.requires_grad]
+        self.sets = [case.inputs(provider.dtype) for _ in range(case.sets)]
         self.upstream: Tensor | None = None
+        self._turn = cycle(self.sets)
 
     def __call__(self, kind: str) -> tuple[dict[str, float], Tensor]:
         """Seconds by mode, and the value."""
+        inputs = next(self._turn)
         if kind == "step":
             begin = mark()
-            value = self.function(*self.inputs)
+            value = self.function(*inputs)
             return {"step": between(begin, mark())}, value
         if kind == "forward":
             with torch.no_grad():
                 begin = mark()
-                value = self.function(*self.inputs)
+                value = self.function(*inputs)
                 return {"forward": between(begin, mark())}, value
         begin = mark()
-        value = self.function(*self.inputs)
-        if self.upstream is None:
-            self.upstream = torch.ones_like(value)
+        value = self.function(*inputs)
+        upstream = self.gradient_of(value)
         middle = mark()
-        gradients = torch.autograd.grad(value, self.leaves, self.upstream)
+        gradients = self.gradients(value, inputs, upstream)
         end = mark()
         del gradients
         return {"backward": between(middle, end), "both": between(begin, end)}, value
+
+    def gradient_of(self, value: Tensor) -> Tensor:
+        """What backward begins with: 1 for a loss, random numbers for anything else; the same in each call."""
+        if self.upstream is None:
+            self.upstream = torch.randn_like(value) if value.dim() else torch.ones_like(value)
+        return self.upstream
+
+    @staticmethod
+    def gradients(value: Tensor, inputs: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
+        leaves = [t for t in inputs if isinstance(t, Tensor) and t.requires_grad]
+        return torch.autograd.grad(value, leaves, upstream)
 
 
 def measure(case: Case, kind: str, names: list[str]) -> Measured:
@@ -67,13 +80,25 @@ def measure(case: Case, kind: str, names: list[str]) -> Measured:
     that raises, or whose value differs from eager's, is left out with its reason.
     """
     torch.compiler.reset()  # or the recompilation limit would stop compiling after a few shapes
-    measured = Measured()
-    calls = _warm(case, kind, names, measured.failures)
+    failures: dict[str, tuple[str, str]] = {}
+    calls = _warm(case, kind, names, failures)
     probe = Probe(case.work[MODES[kind][-1]]) if MODES[kind][-1] in case.work else None
+    return time_rounds(case, kind, calls, probe, failures)
+
+
+def time_rounds(
+    case: Case,
+    kind: str,
+    calls: dict[str, Callable[[str], tuple[dict[str, float], Tensor]]],
+    probe: Callable[[], dict[str, float]] | None,
+    failures: dict[str, tuple[str, str]],
+) -> Measured:
+    """The interleaved rounds of warm calls; those that raise go from `calls` to `failures`."""
     least, most = (2, 2) if QUICK else case.rounds
     share = case.seconds / max(1, len(calls))
     used = dict.fromkeys(calls, 0.0)
 
+    measured = Measured(failures=failures)
     measured.seconds = {mode: {name: [] for name in calls} for mode in MODES[kind]}
     gc.collect()
     gc.disable()
@@ -88,7 +113,7 @@ def measure(case: Case, kind: str, names: list[str]) -> Measured:
                 try:
                     seconds = calls[name](kind)[0]
                 except Exception as error:
-                    measured.failures[name] = ("failed", sentence(error))
+                    failures[name] = failure(error)
                     del calls[name]
                     continue
                 used[name] += time.perf_counter() - begin
@@ -97,7 +122,7 @@ def measure(case: Case, kind: str, names: list[str]) -> Measured:
     finally:
         gc.enable()
     for by_provider in measured.seconds.values():
-        for name in measured.failures:
+        for name in failures:
             by_provider.pop(name, None)
         for values in by_provider.values():
             values += [None] * (len(measured.rates) - len(values))
@@ -117,10 +142,8 @@ def _warm(case: Case, kind: str, names: list[str], failures: dict[str, tuple[str
             call = Call(case, case.providers[name])
             values[name] = call(kind)[1].detach().float()
             calls[name] = call
-        except ImportError as error:
-            failures[name] = ("not installed", sentence(error))
         except Exception as error:
-            failures[name] = ("failed", sentence(error))
+            failures[name] = failure(error)
     if "eager" in values:
         for name, value in values.items():
             if not case.providers[name].compared:
@@ -130,6 +153,13 @@ def _warm(case: Case, kind: str, names: list[str], failures: dict[str, tuple[str
                 failures[name] = ("failed", f"another value than eager's: relative difference {difference:.1e}")
                 del calls[name]
     return calls
+
+
+def failure(error: Exception) -> tuple[str, str]:
+    """Status and reason of a row."""
+    if isinstance(error, ImportError):
+        return "not installed", sentence(error)
+    return "out of memory" if isinstance(error, torch.OutOfMemoryError) else "failed", sentence(error)
 
 
 def sentence(error: Exception) -> str:

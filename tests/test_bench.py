@@ -91,8 +91,19 @@ def test_least_time_counts_what_the_work_needs(monkeypatch: pytest.MonkeyPatch) 
     assert least_seconds(work, "bfloat16", rates | {"dot": 0.0}, exponentials=False) == pytest.approx(2)
     assert least_seconds(Work(bytes=4e9), "float32", {"copy": 2e9}) == 2
     assert least_seconds(work, "float32", {}) is None
+
+
+def test_on_a_gpu_the_slower_of_products_and_exponentials_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DEVICE", "cuda")
-    assert least_seconds(work, "float32", rates) == pytest.approx(2)
+    rates = {"bfloat16": 8e9, "tf32": 4e9, "float32": 5e8, "exponentials": 1e8, "copy": 2e9}
+    work = Work(flops=2e9, exponentials=5e7)
+    assert least_seconds(work, "bfloat16", rates) == pytest.approx(0.5)
+    assert least_seconds(work, "bfloat16", rates, exponentials=False) == pytest.approx(0.25)
+    assert least_seconds(work, "tf32", rates) == pytest.approx(0.5)
+    assert least_seconds(work, "float32", rates) == pytest.approx(1.5)  # three tf32 products each
+    assert least_seconds(work, "float32", rates | {"float32": 4e9}) == pytest.approx(0.5)
+    assert least_seconds(Work(bytes=4e9), "bfloat16", rates) == 2
+    assert least_seconds(work, "bfloat16", {}) is None
 
 
 @pytest.mark.skipif(isinstance(compiled_module(), str), reason="built without compiled code")

@@ -3,7 +3,7 @@
 TRITON_INTERPRET=1 OMP_NUM_THREADS=1 pytest tests/kernels runs Triton's interpreted kernels and nothing else: tests with
 a parameter `backend` equal to "triton", less those marked large. HSV_CPU_ISA=<name> pytest tests/kernels runs the
 compiled CPU kernels of that instruction set and nothing else: tests with a parameter `backend` equal to "cpu" and those
-marked compiled.
+marked compiled. HSV_TEST_DEVICE=cuda runs what serves CUDA tensors and nothing else: "triton" and "cuda".
 """
 
 import os
@@ -17,18 +17,20 @@ from hsv_kernels.backends import compiled_module, interpreting
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if interpreting():
-        backend, marked = "triton", lambda item: False
+        chosen, marked = ("triton",), lambda item: False
     elif os.environ.get("HSV_CPU_ISA"):
         if isinstance(reason := compiled_module(), str):
             raise pytest.UsageError(reason)
-        backend, marked = "cpu", lambda item: item.get_closest_marker("compiled") is not None
+        chosen, marked = ("cpu",), lambda item: item.get_closest_marker("compiled") is not None
+    elif os.environ.get("HSV_TEST_DEVICE") == "cuda":
+        chosen, marked = ("triton", "cuda"), lambda item: False
     else:
         return
     kept, left = [], []
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         too_large = interpreting() and item.get_closest_marker("large") is not None
-        runs = (parameters.get("backend") == backend and not too_large) or marked(item)
+        runs = (parameters.get("backend") in chosen and not too_large) or marked(item)
         (kept if runs else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept

@@ -1,0 +1,222 @@
+"""Values and gradients at real sizes against float64, addresses beyond 31 bits, a million rows, and memory."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.gpu import truth
+from bench.providers import TEMPERATURE, eager_nt_xent, eager_queue
+from hsv_kernels import (
+    gather_patches,
+    gather_tokens,
+    masked_mse,
+    nt_xent,
+    random_masking,
+    restore_tokens,
+    similarity_logsumexp,
+)
+from hsv_kernels.backends import OPERATIONS, BackendError, why_not
+from tests.kernels.cases import assert_accurate
+
+CUDA = torch.device("cuda", 0)
+BF16 = torch.bfloat16
+DTYPES = (BF16, torch.float16, torch.float32)
+MIB, GIB = 2**20, 2**30
+
+
+def backends_of(family: str) -> list[str]:
+    return [name for name in OPERATIONS[family] if name != "cpu"]
+
+
+def skip_without(family: str, backend: str) -> None:
+    if reason := why_not(family, backend, CUDA, torch.float32):
+        pytest.skip(reason)
+
+
+def needs_memory(gib: float) -> None:
+    """Skips the test on a device with less free memory."""
+    free = torch.cuda.mem_get_info()[0] / GIB
+    if free < gib:
+        pytest.skip(f"needs {gib:.0f} GiB of the device's memory; {free:.0f} are free")
+
+
+def normal(*shape: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
+    return torch.randn(*shape, device=CUDA, dtype=dtype, requires_grad=grad)
+
+
+def differentiate(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    value = function(*inputs)
+    leaves = [x for x in inputs if x.requires_grad]
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def obeys_the_error_rule(
+    function: Callable[..., Tensor], plain: Callable[..., Tensor], exact: truth.Truth, inputs: tuple[Tensor, ...]
+) -> None:
+    """`function` against float64, at most twice as wrong as `plain` in float32 on the same rounded inputs."""
+    wide = tuple(x.detach().float().requires_grad_(x.requires_grad) for x in inputs)
+    results = differentiate(function, inputs), differentiate(plain, wide), exact(inputs, torch.ones((), device=CUDA))
+    for found, near, true in zip(*results, strict=True):
+        assert_accurate(found, near, true, inputs[0].dtype, inputs[0].shape[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m, dim", [(4096, 64), (8192, 128), (8190, 256), (4098, 512), (4096, 1000)])
+def test_nt_xent(m: int, dim: int, dtype: torch.dtype) -> None:
+    views = normal(m // 2, dim, dtype=dtype), normal(m // 2, dim, dtype=dtype)
+    obeys_the_error_rule(lambda a, b: nt_xent(a, b, TEMPERATURE, backend="triton"), eager_nt_xent, truth.nt_xent, views)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, m, dim", [(256, 65536, 128), (4096, 65536, 128), (300, 10007, 256)])
+def test_queue(n: int, m: int, dim: int, dtype: torch.dtype) -> None:
+    q, positive, queue = (F.normalize(normal(size, dim, dtype=dtype, grad=False)) for size in (n, n, m))
+
+    def loss(q: Tensor, positive: Tensor, queue: Tensor) -> Tensor:
+        found = similarity_logsumexp(q, queue, scale=1 / TEMPERATURE, positive=positive, backend="triton")
+        return F.softplus(found[0]).mean()
+
+    try:
+        obeys_the_error_rule(loss, eager_queue, truth.queue, (q.requires_grad_(), positive, queue))
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("batch, patches, keep", [(4096, 196, 49), (256, 1024, 256), (7, 5000, 1), (3, 100, 100)])
+@pytest.mark.parametrize("backend", backends_of("masking"))
+def test_masks_are_the_reference_bits(backend: str, batch: int, patches: int, keep: int) -> None:
+    skip_without("masking", backend)
+    settings = {"num_keep": keep, "seed": 2**62 + 12345, "offset": 2**40 + 7, "first_index": 3, "device": CUDA}
+    found = random_masking(batch, patches, **settings, backend=backend)
+    for x, y in zip(found, random_masking(batch, patches, **settings, backend="reference"), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", backends_of("masking"))
+def test_gathers_move_every_bit(backend: str, dtype: torch.dtype) -> None:
+    skip_without("masking", backend)
+    images, tokens = normal(256, 3, 224, 224, dtype=dtype), normal(256, 196, 384, dtype=dtype)
+    keep, _, _ = random_masking(256, 196, num_keep=49, seed=1, device=CUDA)
+    for gather, x in (
+        (lambda x, b: gather_patches(x, keep, 16, backend=b), images),
+        (lambda x, b: gather_tokens(x, keep, backend=b), tokens),
+    ):
+        out = gather(x, backend)
+        upstream = torch.randn_like(out)
+        expected = gather(x, "reference")
+        assert torch.equal(out, expected)
+        gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (out, expected)]
+        assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", backends_of("reconstruction"))
+def test_masked_mse(backend: str, dtype: torch.dtype) -> None:
+    skip_without("reconstruction", backend)
+    pred, images = normal(256, 196, 768, dtype=dtype), normal(256, 3, 224, 224, dtype=torch.float32, grad=False)
+    mask = (torch.rand(256, 196, device=CUDA).argsort(1) < 147).float()
+    obeys_the_error_rule(
+        lambda *x: masked_mse(*x, 16, backend=backend),
+        lambda *x: masked_mse(*x, 16, backend="reference"),
+        truth.masked_mse,
+        (pred, images, mask),
+    )
+
+
+def some_anchors(m: int) -> tuple[Tensor, Tensor]:
+    """Rows at the ends and in between, and an incoming gradient [m] that is zero elsewhere."""
+    anchors = torch.tensor([0, 7, m // 3, m // 2 - 1, m // 2, m - 1], device=CUDA)
+    return anchors, torch.zeros(m, device=CUDA).index_copy(0, anchors, torch.linspace(1, 2, 6, device=CUDA))
+
+
+def losses_of(anchors: Tensor, grad: Tensor, views: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Losses [6] of the anchors and the gradients of both views, in `dtype`, from these rows of the logits alone."""
+    given = [x.detach().to(dtype).requires_grad_() for x in views]
+    z = F.normalize(torch.cat(given))
+    logits = (z[anchors] @ z.T / TEMPERATURE).scatter(1, anchors[:, None], -torch.inf)
+    losses = F.cross_entropy(logits, (anchors + len(z) // 2) % len(z), reduction="none")
+    return [losses.detach(), *torch.autograd.grad(losses, given, grad[anchors].to(dtype))]
+
+
+@pytest.mark.parametrize(
+    "m, dim, most", [(32768, 128, None), (131072, 256, None), (1 << 20, 128, 3 * GIB)], ids=["32K", "128K", "1M"]
+)
+def test_rows_without_a_matrix(m: int, dim: int, most: int | None) -> None:
+    """Extra memory, gradients included: 4·M·D·4 bytes, 8·M·4 for each of at most D / 8 splits, and 8 MiB."""
+    needs_memory(64 * m * dim / GIB)
+    views = [normal(m // 2, dim, dtype=BF16) for _ in range(2)]
+    anchors, grad = some_anchors(m)
+    nt_xent(*(x[:256] for x in views), TEMPERATURE, backend="triton").backward()  # compiles
+    for x in views:
+        x.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    losses = nt_xent(*views, TEMPERATURE, reduction="none", backend="triton")
+    found = [losses.detach()[anchors], *torch.autograd.grad(losses, views, grad)]
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= min(20 * m * dim + 8 * MIB, most or float("inf"))
+    plain, true = (losses_of(anchors, grad, views, dtype) for dtype in (torch.float32, torch.float64))
+    for x, near, exact in zip(found, plain, true, strict=True):
+        assert_accurate(x, near, exact, BF16, dim)
+
+
+def test_nt_xent_of_rows_far_apart() -> None:
+    """Views into rows of 2^17 values: their last element is beyond 2^31."""
+    needs_memory(24)
+    n, dim = 20_000, 40
+    wide = torch.empty(n, 1 << 17, dtype=BF16, device=CUDA)
+    assert wide.numel() > 2**31
+    views = [wide[:, :dim].normal_(), wide[:, -dim:].normal_()]
+    close = [x.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for x in views]
+    far = [x.requires_grad_() for x in (wide.detach()[:, :dim], wide.detach()[:, -dim:])]
+    found, expected = (
+        differentiate(lambda a, b: nt_xent(a, b, TEMPERATURE, backend="triton"), tuple(x)) for x in (far, close)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", backends_of("masking"))
+def test_gathers_beyond_2_31_elements(backend: str) -> None:
+    skip_without("masking", backend)
+    needs_memory(48)
+    batch, last = 14_400, slice(-2, None)
+    keep, restore, _ = random_masking(batch, 196, num_keep=49, seed=3, device=CUDA)
+    images = normal(batch, 3, 224, 224, dtype=BF16)
+    assert images.numel() > 2**31
+    out = gather_patches(images, keep, 16, backend=backend)
+    assert torch.equal(out[last], gather_patches(images[last], keep[last], 16, backend="reference"))
+    (gradient,) = torch.autograd.grad(out, images, out.detach())
+    small = images.detach()[last].requires_grad_()
+    again = gather_patches(small, keep[last], 16, backend="reference")
+    assert torch.equal(gradient[last], torch.autograd.grad(again, small, again.detach())[0])
+    del images, gradient
+
+    tokens, token = out.detach(), normal(768, dtype=BF16, grad=False)
+    try:
+        restored = restore_tokens(tokens, restore, token, backend=backend)
+    except BackendError:
+        return
+    assert restored.numel() > 2**31
+    assert torch.equal(restored[last], restore_tokens(tokens[last], restore[last], token, backend="reference"))
+
+
+@pytest.mark.parametrize("backend", backends_of("reconstruction"))
+def test_masked_mse_beyond_2_31_elements(backend: str) -> None:
+    skip_without("reconstruction", backend)
+    needs_memory(48)
+    batch, last = 14_400, slice(-2, None)
+    pred, images = normal(batch, 196, 768, dtype=BF16), normal(batch, 3, 224, 224, dtype=BF16, grad=False)
+    assert pred.numel() > 2**31
+    mask = (torch.rand(batch, 196, device=CUDA) < 0.75).float()
+    losses = masked_mse(pred, images, mask, 16, reduction="none", backend=backend)
+    (gradient,) = torch.autograd.grad(losses, pred, torch.ones_like(losses))
+    small = pred.detach()[last].requires_grad_()
+    expected = masked_mse(small, images[last], mask[last], 16, reduction="none", backend="reference")
+    torch.testing.assert_close(losses[last], expected, rtol=1e-4, atol=1e-5)
+    (exact,) = torch.autograd.grad(expected, small, torch.ones_like(expected))
+    torch.testing.assert_close(gradient[last], exact, rtol=2e-2, atol=1e-5)
