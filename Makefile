@@ -1,5 +1,7 @@
 # make demo         install into .venv and train the hybrid on the embedded digits
 # make test         install into .venv and run every test
+# make aot-table    measure registers, shared memory and instructions of each Triton kernel (docs/kernels/resources.md)
+# make aot-oldest   the Triton kernels with the oldest triton and torch that are supported, in an environment of its own
 # make sanitize     run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make lint         formatting and static checks
 # make bench        time and memory against what else there is (a quarter of an hour; QUICK=1: small sizes, nothing kept)
@@ -9,9 +11,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test sanitize lint bench bench-check gpu clean prerequisites
+.PHONY: help demo test aot-table aot-oldest sanitize lint bench bench-check gpu clean prerequisites
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -30,6 +33,14 @@ test: $(VENV)/installed
 	for run in $$runs; do wait $$run; done
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/python -m pytest -q tests/aot
+
+aot-table: $(VENV)/installed
+	$(BIN)/python -m tests.aot.table
+
+# The compiled module is the one that stands beside the sources: it takes plain pointers and serves every torch.
+aot-oldest: $(VENV)/installed $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -q tests/aot
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q tests/kernels
 
 # Each sanitizer has a build of the package of its own, which the tests import in place of the installed one. gcc's
 # runtime must be the first library of the process, and libstdc++ be there when it looks for __cxa_throw. ThreadSanitizer
@@ -67,7 +78,7 @@ gpu: $(if $(GPU_PYTHON),,$(VENV)/installed)
 		$(if $(RESULTS),--results $(RESULTS))
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info hsv_kernels/_C*.so
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info hsv_kernels/_C*.so
 
 $(VENV)/installed: $(SOURCES)
 	@$(MAKE) --no-print-directory prerequisites
@@ -75,6 +86,14 @@ $(VENV)/installed: $(SOURCES)
 	@echo "Installing hsv and what it needs (PyTorch is several GB; this can take minutes)"
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -e '.[train,dev]'
 	@$(BIN)/python -c "import hsv_kernels; print(hsv_kernels.backends())"
+	@touch $@
+
+# The interpreter of triton 3.6 breaks with numpy 2.4.
+$(OLDEST)/installed:
+	@$(MAKE) --no-print-directory prerequisites
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q \
+		'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' 'pytest>=8'
 	@touch $@
 
 prerequisites:

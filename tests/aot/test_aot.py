@@ -1,9 +1,7 @@
-"""Every Triton kernel that ships compiles for sm_80, sm_90 and sm_100, and fits there."""
+"""Every Triton kernel that ships compiles for the architectures it ships for, fits there, and has not grown."""
 
-import importlib
-import re
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import Future
 
 import pytest
 
@@ -12,48 +10,132 @@ from hsv_kernels.backends import OPERATIONS, interpreting, triton_problem
 if triton_problem() or interpreting():
     pytest.skip(triton_problem() or "the interpreter cannot share a process with the compiler", allow_module_level=True)
 
-from hsv_kernels.ops.triton_utils import Configuration
-from tests.aot.compile import MATRIX_INSTRUCTIONS, compile_for
+import triton
 
-#: Bytes of shared memory that a block may have.
-SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
-TENSOR_MEMORY_COLUMNS = 512
-ARCHITECTURES = tuple(SHARED_MEMORY)
+from tests.aot import table
+from tests.aot.compile import LIMITS, Resources
+from tests.aot.sass import instructions_per_exponential
+from tests.aot.shipped import Name, compiling, shipped
 
+VERSION, TABLE = table.read()
 
-def shipped() -> Iterator[tuple[str, Configuration]]:
-    """(operation, configuration) of every operation that has Triton kernels."""
-    for operation in OPERATIONS:
-        module = importlib.import_module(f"hsv_kernels.ops.{operation}.triton_kernels")
-        for configuration in module.configurations():
-            yield operation, configuration
+each = pytest.mark.parametrize("name", [pytest.param(name, id=" ".join(name)) for name in shipped()])
 
 
-def name_of(operation: str, configuration: Configuration) -> str:
-    types = [kind.removeprefix("*") for kind in configuration.signature.values() if kind.startswith("*")]
-    sizes = [f"{name}={value}" for name, value in configuration.constexprs.items() if name.isupper()]
-    return "-".join([operation, configuration.kernel.__name__, "/".join(dict.fromkeys(types)), ",".join(sizes)])
+@pytest.fixture(scope="session")
+def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Name, Future[Resources]]]:
+    """What the selected kernels use, being compiled side by side while tests wait for one."""
+    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    with compiling(dict.fromkeys(call["name"] for call in calls if "name" in call)) as futures:
+        yield futures
 
 
-SHIPPED = [
-    pytest.param(architecture, configuration, id=f"sm_{architecture}-{name_of(operation, configuration)}")
-    for operation, configuration in shipped()
-    for architecture in configuration.architectures
-]
-
-
-@pytest.mark.parametrize(("architecture", "configuration"), SHIPPED)
-def test_compiles_and_fits(architecture: int, configuration: Configuration, tmp_path: Path) -> None:
-    used = compile_for(architecture, configuration, tmp_path)
+@each
+def test_compiles_and_fits(name: Name, compiled: dict[Name, Future[Resources]]) -> None:
+    architecture, configuration = shipped()[name]
+    used = compiled[name].result()
     assert used.stack == 0, f"{used.stack} bytes of stack: registers are spilled"
-    assert used.shared <= SHARED_MEMORY[architecture]
-    assert used.tensor_memory <= TENSOR_MEMORY_COLUMNS
-    assert not re.search(r"^\s*trap;", used.ptx, re.MULTILINE), "the compiler gave up: the kernel traps"
-    if configuration.matrix:
-        assert any(instruction in used.ptx for instruction in MATRIX_INSTRUCTIONS)
+    assert used.shared <= LIMITS[architecture].shared
+    assert used.tensor_memory <= LIMITS[architecture].tensor_memory
+    assert not used.traps, "the compiler gave up: the kernel traps"
+    assert used.matrix or not configuration.matrix, "no matrix instruction"
+
+
+@each
+def test_has_not_grown(name: Name, compiled: dict[Name, Future[Resources]]) -> None:
+    if triton.__version__ != VERSION:
+        pytest.skip(f"docs/kernels/resources.md was made with triton {VERSION}")
+    assert name in TABLE, "not in docs/kernels/resources.md; `make aot-table` writes it"
+    grown = table.growth(TABLE[name], compiled[name].result())
+    assert not grown, f"{'; '.join(grown)}; if that pays, `make aot-table` writes it down"
+
+
+def test_the_table_lists_nothing_else() -> None:
+    assert not TABLE.keys() - shipped().keys(), "no longer shipped; `make aot-table` writes the table anew"
 
 
 def test_every_operation_ships_every_architecture() -> None:
     for operation in OPERATIONS:
-        built = {arch for name, configuration in shipped() if name == operation for arch in configuration.architectures}
-        assert built == set(ARCHITECTURES), f"{operation} ships for {sorted(built)}"
+        built = {architecture for name, (architecture, _) in shipped().items() if name[0] == operation}
+        assert built >= {80, 90, 100}, f"{operation} ships for {sorted(map(str, built))}"
+
+
+def test_growth_is_told_beyond_what_hardware_rounds_to() -> None:
+    used = Resources(121, 0, 1000, 64, True, False, 5.0)
+    before = {"registers": 121, "shared": 1000, "tensor_memory": 64, "instructions_per_exponential": 5.0}
+    assert table.growth(before, used) == []
+    assert table.growth(before, used._replace(registers=128, shared=1024, instructions_per_exponential=5.1)) == []
+    assert table.growth(before, used._replace(registers=129)) == ["registers: 121 → 129"]
+    assert table.growth(before, used._replace(shared=1025)) == ["shared: 1000 → 1025"]
+    assert table.growth(before, used._replace(tensor_memory=65)) == ["tensor memory: 64 → 65"]
+    assert table.growth(before, used._replace(instructions_per_exponential=5.2))
+
+
+def test_the_table_is_read_as_it_was_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(table, "PAGE", tmp_path / "resources.md")
+    used = Resources(121, 0, 1000, 64, True, False, 5.25)
+    rows = {
+        ("contrast", "a_kernel", "bf16, BLOCK_M=64", "sm_90"): used,
+        ("contrast", "b_kernel", "bf16, BLOCK_M=64", "gfx942"): used._replace(instructions_per_exponential=None),
+    }
+    table.write(rows)
+    version, read = table.read()
+    assert version == triton.__version__
+    assert read.keys() == rows.keys()
+    assert all(table.growth(read[name], rows[name]) == [] for name in rows)
+    assert read["contrast", "a_kernel", "bf16, BLOCK_M=64", "sm_90"]["instructions_per_exponential"] == 5.25
+
+
+def listing(*lines: str) -> str:
+    """As nvdisasm prints labels and instructions."""
+    return "\n".join(
+        line if line.endswith(":") else f"        /*{i:04x}*/                   {line} ;"
+        for i, line in enumerate(lines)
+    )
+
+
+PRODUCT, EXPONENTIAL, ADD = "HMMA.16816.F32.BF16 R8, R4, R6, R8", "MUFU.EX2 R1, R1", "FADD R2, R2, R1"
+
+
+@pytest.mark.parametrize(
+    ("expected", "lines"),
+    [
+        pytest.param(None, [EXPONENTIAL, ADD, "EXIT"], id="no loop"),
+        pytest.param(None, [".L_0:", EXPONENTIAL, ADD, "@P0 BRA `(.L_0)", "EXIT"], id="no product"),
+        pytest.param(
+            2.5, [".L_0:", PRODUCT, EXPONENTIAL, EXPONENTIAL, ADD, "@P0 BRA `(.L_0)", ADD, "EXIT"], id="one loop"
+        ),
+        pytest.param(
+            2.0,
+            [".L_0:", PRODUCT, EXPONENTIAL, ADD, ADD, "@P0 BRA `(.L_0)"]
+            + [".L_1:", PRODUCT, EXPONENTIAL, EXPONENTIAL, "@P0 BRA `(.L_1)", "EXIT"],
+            id="the quicker of two",
+        ),
+        pytest.param(
+            6.0,
+            [".L_0:", ADD, ".L_1:", PRODUCT, "@P1 BRA `(.L_1)", EXPONENTIAL, ADD, "@P0 BRA `(.L_0)", "EXIT"],
+            id="chunks of D inside",
+        ),
+        pytest.param(
+            3.0,
+            [".L_0:", ADD, ".L_1:", PRODUCT, EXPONENTIAL, "@P1 BRA `(.L_1)", EXPONENTIAL, "@P0 BRA `(.L_0)", "EXIT"],
+            id="splits of columns outside",
+        ),
+        pytest.param(
+            6.0,
+            [".L_0:", "@!P1 BRA `(.L_2)", ".L_1:", PRODUCT, EXPONENTIAL, "@P0 BRA `(.L_0)", *[EXPONENTIAL] * 9, "EXIT"]
+            + [".L_2:", "@!P1 BRA `(.L_2)", "BRA `(.L_1)"],
+            id="a wait moved to the end",
+        ),
+        pytest.param(
+            5.0,
+            [".L_0:", PRODUCT, EXPONENTIAL, ADD, "@P0 CALL.REL.NOINC `(.L_1)", "BRA `(.L_0)", ".L_1:", ADD, "EXIT"],
+            id="left by a far jump",
+        ),
+        pytest.param(
+            None, [".L_0:", "HFMA2.MMA R1, -RZ, RZ, 0, 0", EXPONENTIAL, "@P0 BRA `(.L_0)", "EXIT"], id="HFMA2.MMA"
+        ),
+    ],
+)
+def test_the_hot_loop_is_found(expected: float | None, lines: list[str]) -> None:
+    assert instructions_per_exponential(listing(*lines)) == expected

@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsv_kernels.backends import interpreting
-from hsv_kernels.ops.triton_utils import dot
+from hsv_kernels.ops.triton_utils import Architecture, architecture_of, dot
 
 __all__ = [
     "LN2",
@@ -54,7 +53,7 @@ class Tiles(NamedTuple):
         }
 
 
-def forward_tiles(architecture: int, dtype: torch.dtype, dim: int) -> Tiles:
+def forward_tiles(architecture: Architecture, dtype: torch.dtype, dim: int) -> Tiles:
     """The tile of logsumexp_kernel; an architecture that is not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
@@ -64,7 +63,7 @@ def forward_tiles(architecture: int, dtype: torch.dtype, dim: int) -> Tiles:
     return Tiles(64, 64, min(dims, 64), 4, 2)
 
 
-def backward_tiles(architecture: int, dtype: torch.dtype, dim: int) -> Tiles:
+def backward_tiles(architecture: Architecture, dtype: torch.dtype, dim: int) -> Tiles:
     """The tile of gradient_kernel; an architecture that is not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
@@ -114,11 +113,3 @@ def similarity(
 def padded(q: Tensor, width: int) -> Tensor:
     """q [n, D] contiguous, with zeros from D to width."""
     return q.contiguous() if q.shape[1] == width else F.pad(q, (0, width - q.shape[1]))
-
-
-def architecture_of(tensor: Tensor) -> int:
-    """The compute capability of the tensor's device, 90 for sm_90; 0 under the interpreter."""
-    if interpreting():
-        return 0
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return 10 * major + minor
