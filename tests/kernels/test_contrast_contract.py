@@ -168,7 +168,7 @@ def test_opcheck(backend: str) -> None:
         lse, sums = operators.square_logsumexp(plain[0], plain[2], True, False, backend)
         torch.library.opcheck(
             operators.square_logsumexp_backward.default,
-            (torch.ones_like(lse), plain[0], plain[2], lse, sums, True, False, True, True, backend),
+            (torch.ones_like(lse), plain[0], plain[2], sums, True, False, True, True, backend),
         )
 
 
@@ -198,7 +198,8 @@ def test_saves_little(backend: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         nt_xent(z0, z1, temperature, backend=backend)
-    assert sum(saved.values()) <= 4 * (130 * 16 + 4 * 130 + 8)
+    normalised = 130 * 16 if backend == "triton" else 0
+    assert sum(saved.values()) <= 4 * (130 * 16 + normalised + 4 * 130 + 8)
 
 
 @pytest.mark.large

@@ -109,10 +109,11 @@ def _nt_xent(
     reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The reduced losses and, for backward, sums, d = lse − S_pos [2N], inv_norm and exponentials.
+    """The reduced losses and, for backward, sums, d = lse − S_pos [2N], inv_norm and one more tensor.
 
-    The sums over the negatives are lse [2N] in Triton and [2, 2N], a shift and a total, on the CPU; inv_norm is
-    1 / max(‖row‖, 1e-12) [2N] in Triton; exponentials are kept on the CPU alone, if `keep`. What is not there is empty.
+    The sums over the negatives are [2N] in Triton, what backward takes off the logits, and [2, 2N], a shift and a
+    total, on the CPU; inv_norm is 1 / max(‖row‖, 1e-12) [2N] in Triton; the last tensor is the normalised rows in
+    Triton and exponentials on the CPU, if `keep`. What is not there is empty.
     fixed_shift says that the caller knows exponentials to be in range; without it the backend decides or takes a
     maximum off. The reduction is the operator's, because an operation of autograd's costs more than a small loss does.
     """
@@ -137,7 +138,9 @@ def _(
     if backend == "cpu":
         sums, inv_norm = temperature.new_empty(2, rows), temperature.new_empty(0)
         return loss, sums, d, inv_norm, temperature.new_empty(kept_values(rows) if keep else 0)
-    return loss, temperature.new_empty(rows), d, temperature.new_empty(rows), temperature.new_empty(0)
+    width, dtype = _kernels(backend).saved_rows(z0, bfloat16)
+    z = z0.new_empty(rows, width, dtype=dtype)
+    return loss, temperature.new_empty(rows), d, temperature.new_empty(rows), z
 
 
 @torch.library.custom_op("hsv_kernels::nt_xent_backward", mutates_args=())
@@ -211,14 +214,17 @@ _differentiable_nt_xent = differentiable(_nt_xent, _save_nt_xent, _nt_xent_gradi
 def _square_logsumexp(
     q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self; the CPU's sums [2, n], empty in Triton."""
+    """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self; what backward needs of the sums.
+
+    That is [2, n] on the CPU and [n] in Triton, as with _nt_xent.
+    """
     return _kernels(backend).square_logsumexp_forward(q, scale, exclude_self, bfloat16=bfloat16)
 
 
 @_square_logsumexp.register_fake
 def _(q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str) -> tuple[Tensor, Tensor]:
     n = q.shape[0]
-    return scale.new_empty(n), scale.new_empty((2, n) if backend == "cpu" else 0)
+    return scale.new_empty(n), scale.new_empty((2, n) if backend == "cpu" else n)
 
 
 @torch.library.custom_op("hsv_kernels::square_logsumexp_backward", mutates_args=())
@@ -226,7 +232,6 @@ def _square_logsumexp_backward(
     grad: Tensor,
     q: Tensor,
     scale: Tensor,
-    lse: Tensor,
     sums: Tensor,
     exclude_self: bool,
     bfloat16: bool,
@@ -236,8 +241,7 @@ def _square_logsumexp_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dq, dscale), empty where not needed."""
     backward = _kernels(backend).square_logsumexp_backward
-    saved = sums if backend == "cpu" else lse
-    gradients = backward(grad, q, scale, saved, exclude_self, need_q, need_scale, bfloat16=bfloat16)
+    gradients = backward(grad, q, scale, sums, exclude_self, need_q, need_scale, bfloat16=bfloat16)
     return _filled(gradients, (q, scale))
 
 
@@ -246,7 +250,6 @@ def _(
     grad: Tensor,
     q: Tensor,
     scale: Tensor,
-    lse: Tensor,
     sums: Tensor,
     exclude_self: bool,
     bfloat16: bool,
@@ -261,7 +264,7 @@ def _save_square_logsumexp(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor
     q, scale, *ctx.others = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, scale, *output)
+    ctx.save_for_backward(q, scale, output[1])
 
 
 def _square_logsumexp_gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:

@@ -1,5 +1,6 @@
 """Tiles of the Triton contrast kernels: their sizes for each architecture, and what every kernel does with one."""
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -8,24 +9,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hsv_kernels.backends import interpreting
 from hsv_kernels.ops.triton_utils import Architecture, architecture_of, dot
 
 __all__ = [
     "LN2",
     "LOG2E",
+    "Shift",
     "Tiles",
     "architecture_of",
     "backward_tiles",
+    "candidates",
+    "fits_fixed_shift",
     "forward_tiles",
     "load_rows",
     "log1p_exp",
     "padded",
+    "place_of_row",
+    "processors_of",
+    "row_width",
     "rows_of_tile",
     "similarity",
+    "tiles_of_rows",
 ]
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Shift(IntEnum):
+    """What is taken off logits before they are exponentiated: nothing, the maximum, or as the device decides."""
+
+    FIXED = 0
+    ONLINE = 1
+    DEVICE = 2
 
 
 class Tiles(NamedTuple):
@@ -36,41 +53,57 @@ class Tiles(NamedTuple):
     dims: int
     num_warps: int
     num_stages: int
+    programs: int = 1  # that share a multiprocessor
+    registers: int = 0  # most of a thread, 0 for no limit: what lets several programs share a multiprocessor
+    folded: bool = True  # logsumexp_kernel adds rows r and r + 8 before it keeps them
 
-    def width(self, dim: int) -> int:
-        """D padded to whole chunks: the row length of z in memory."""
-        return triton.cdiv(dim, self.dims) * self.dims
-
-    def options(self, dim: int) -> dict[str, int]:
-        """What the tile fixes at compile time for D = dim."""
+    def options(self, width: int) -> dict[str, int]:
+        """What the tile fixes at compile time for rows of `width` values, a multiple of dims."""
         return {
-            "WIDTH": self.width(dim),
+            "WIDTH": width,
             "BLOCK_M": self.rows,
             "BLOCK_N": self.columns,
             "BLOCK_D": self.dims,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
+            **({"maxnreg": self.registers} if self.registers else {}),
         }
 
 
 def forward_tiles(architecture: Architecture, dtype: torch.dtype, dim: int) -> Tiles:
-    """The tile of logsumexp_kernel; an architecture that is not listed takes the smallest."""
+    """The tile of logsumexp_kernel and online_kernel; an architecture that is not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
-        return Tiles(64, 64, min(dims, 32), 4, 2)
-    if architecture in (80, 90, 100):
-        return Tiles(128, 128, dims if dims <= 128 else 64, 8, 2)
+        return Tiles(64, 64, min(dims, 16 if architecture == 80 else 32), 4, 2)
+    if architecture == 100:
+        return Tiles(128, 128, dims if dims <= 128 else 64, 8, 2, folded=False)
+    if architecture in (80, 90):
+        limit = {"programs": 3, "registers": 168} if architecture == 90 else {}
+        return Tiles(64, 128, dims if dims <= 128 else 64, 4, 2, **limit)
     return Tiles(64, 64, min(dims, 64), 4, 2)
 
 
-def backward_tiles(architecture: Architecture, dtype: torch.dtype, dim: int) -> Tiles:
+def backward_tiles(architecture: Architecture, dtype: torch.dtype, dim: int, online: bool) -> Tiles:
     """The tile of gradient_kernel; an architecture that is not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
         return Tiles(64, 32, min(dims, 64 if architecture in (90, 100) else 32), 4, 2)
+    if architecture == 90 and dims <= 128:
+        return Tiles(64, 128, dims, 4, 2, programs=2)
+    if architecture == 90 and dims == 256 and not online:
+        return Tiles(128, 64, 256, 8, 2)
+    if architecture == 100 and dims > 128:
+        return Tiles(128, 32, 128, 8, 2)
     if architecture in (80, 90, 100):
         return Tiles(128, 64, min(dims, 128), 8, 2)
     return Tiles(64, 32, min(dims, 64), 4, 2)
+
+
+def row_width(architecture: int, dtype: torch.dtype, dim: int) -> int:
+    """D padded to whole chunks of every tile: the row length of z in memory."""
+    forward = forward_tiles(architecture, dtype, dim)
+    dims = max(forward.dims, *(backward_tiles(architecture, dtype, dim, online).dims for online in (False, True)))
+    return triton.cdiv(dim, dims) * dims
 
 
 @triton.jit
@@ -83,9 +116,54 @@ def log1p_exp(x):
 
 
 @triton.jit
+def fits_fixed_shift(b_scale, M):
+    """True while exponentials of similarities of normalised rows may be summed as they are: scale + ln M < 64."""
+    return b_scale + tl.log(tl.cast(M, tl.float32)) < 64
+
+
+@triton.jit
+def place_of_row(o_m, M, PAIRS: tl.constexpr):
+    """Where values of row m of z lie among those of the caller: with PAIRS z alternates between two views."""
+    return o_m % 2 * (M // 2) + o_m // 2 if PAIRS else o_m
+
+
+@triton.jit
+def candidates(
+    i_m, i_n, M, PAIRS: tl.constexpr, EXCLUDE_SELF: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Which columns each row sums over: those there are, less itself and, with PAIRS, less its other view."""
+    o_m = i_m.to(tl.int32) + tl.arange(0, BLOCK_M)
+    o_n = i_n.to(tl.int32) + tl.arange(0, BLOCK_N)
+    m_n = (o_n < M)[None, :]
+    if PAIRS:
+        m_n &= (o_m // 2)[:, None] != (o_n // 2)[None, :]
+    elif EXCLUDE_SELF:
+        m_n &= o_m[:, None] != o_n[None, :]
+    return m_n
+
+
+@triton.jit
 def rows_of_tile(i_n, M, BLOCK_N: tl.constexpr):
     """Rows of the tile that begins at row i_n, counted from there; past the end the last row again."""
     return tl.minimum(tl.arange(0, BLOCK_N), M - 1 - i_n).to(tl.int32)
+
+
+@triton.jit
+def tiles_of_rows(i_m, begin, end, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """How rows i_m … go through the columns begin … end, in tiles that need a mask and in whole ones that need none.
+
+    Returns where the columns begin that are the rows themselves, in how many tiles they lie here, the tiles that need
+    a mask (these and, where BLOCK_N does not divide M, the last one at `whole`), how many columns the walk over the
+    others skips where it meets the rows themselves, and `whole`.
+    """
+    BLOCK_O: tl.constexpr = max(BLOCK_M, BLOCK_N)
+    whole = (M // BLOCK_N * BLOCK_N).to(tl.int64)
+    i_own = i_m // BLOCK_O * BLOCK_O
+    own_end = tl.where((begin <= i_own) & (i_own < end), tl.minimum(i_own + BLOCK_O, end), i_own)
+    own = tl.cdiv(own_end - i_own, BLOCK_N)
+    masked = own + tl.where((end > whole) & (own_end <= whole), 1, 0)
+    skipped = tl.maximum(tl.minimum(own_end, whole) - i_own, 0)
+    return i_own, own, masked, skipped, whole
 
 
 @triton.jit
@@ -113,3 +191,8 @@ def similarity(
 def padded(q: Tensor, width: int) -> Tensor:
     """q [n, D] contiguous, with zeros from D to width."""
     return q.contiguous() if q.shape[1] == width else F.pad(q, (0, width - q.shape[1]))
+
+
+def processors_of(tensor: Tensor) -> int:
+    """Multiprocessors of the tensor's device; 2 under the interpreter, whose programs run one after another."""
+    return 2 if interpreting() else torch.cuda.get_device_properties(tensor.device).multi_processor_count
