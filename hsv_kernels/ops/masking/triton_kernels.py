@@ -1,12 +1,9 @@
 """Masking in Triton: ranking by bisection on the bits of the keys, rows moved along and against an index.
 
-Images and token sequences share two kernels: element (y, x, c) of patch l of sample b lies at
-
-    b·BATCH + (l // GRID)·p·ROW + (l % GRID)·q·COLUMN + y·ROW + x·COLUMN + c·CHANNEL,
-
-and a token is a patch of one pixel in a grid of width 1.
+Images and token sequences share two kernels; ops/triton_patches.py says how both are addressed.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +12,17 @@ import triton.language as tl
 from torch import Tensor
 
 from hsv_kernels.ops.masking import reference
-from hsv_kernels.ops.triton_utils import Configuration, round_to
+from hsv_kernels.ops.masking.cpu import Strides, packed_strides, patch_strides
+from hsv_kernels.ops.triton_patches import (
+    Layout,
+    layout_of,
+    load_groups,
+    place_of_groups,
+    row_alignment,
+    store_groups,
+    within_groups,
+)
+from hsv_kernels.ops.triton_utils import Configuration, round_to, triton_type
 
 __all__ = [
     "configurations",
@@ -73,30 +80,38 @@ def random_masking_kernel(p_seed, p_offset, p_keep, p_restore, p_mask, first_ind
 
 @triton.jit
 def gather_kernel(
-    p_in, p_ids, p_out, BATCH, ROW, COLUMN, CHANNEL, IDS_B, IDS_K, K, GRID, N,
-    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
+    p_in, p_ids, p_out, BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL, IDS_B, IDS_K, K,
+    P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
+    R: tl.constexpr,
 ):  # fmt: skip
-    """out[b, k] = patch ids[b, k] of the image, [B, K, N] in (y, x, c) order."""
-    i_b, o_k = rows_of_program(K, BK)
-    o_n = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
-    m_k = o_k < K
+    """out[b, k] = patch ids[b, k] of the sample; a program moves R groups, which need not end with a patch."""
+    G: tl.constexpr = P * Q * C // (I * V)
+    blocks = tl.cdiv(tl.cast(K, tl.int64) * G, R)
+    i = tl.program_id(0).to(tl.int64)
+    i_b, first = i // blocks, i % blocks * R
+    o_r = (first % G).to(tl.int32) + tl.arange(0, R)
+    o_k, o_g = first // G + o_r // G, o_r % G
+    m_r = o_k < K
 
-    b_id = tl.load(p_ids + i_b * IDS_B + o_k * IDS_K, mask=m_k, other=0)  # [BK]
-    corner = (b_id // GRID) * P * ROW + (b_id % GRID) * Q * COLUMN
-    pixel = (o_n // (Q * C)) * ROW + (o_n // C % Q) * COLUMN + (o_n % C) * CHANNEL
-    m = m_k[:, None] & (o_n < N)[None, :]
+    b_id = tl.load(p_ids + i_b * IDS_B + o_k * IDS_K, mask=m_r, other=0).to(tl.int32)  # [R]
+    strides = (BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL)
+    o_x = place_of_groups(i_b, b_id, o_g, strides, P, Q, C, I, V, A)
+    b_x = load_groups(p_in, o_x, m_r, COLUMN, CHANNEL, I, V, A)  # [R, J, V]
 
-    b_x = tl.load(p_in + i_b * BATCH + corner[:, None] + pixel[None, :], mask=m)
-    tl.store(p_out + (i_b * K + o_k[:, None]) * N + o_n[None, :], b_x, mask=m)
+    o_out = (i_b * K * G + first + tl.arange(0, R)) * (I * V)
+    o_n, m_n = within_groups(I, V)
+    tl.store(p_out + o_out[:, None, None] + o_n, b_x, mask=m_r[:, None, None] & m_n)
 
 
 @triton.jit
 def scatter_kernel(
-    p_grad, p_ids, p_out, GRAD_B, GRAD_K, GRAD_N, IDS_B, IDS_K, BATCH, ROW, COLUMN, CHANNEL, L, K, GRID, N,
-    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, PLANAR: tl.constexpr,
-    BL: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
+    p_grad, p_ids, p_out, GRAD_B, GRAD_K, GRAD_N, IDS_B, IDS_K,
+    BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL, L, K,
+    P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
+    ALIGNED: tl.constexpr, BL: tl.constexpr, BG: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Every patch of the output written once: the row of `grad` that was taken from it, or zeros."""
+    G: tl.constexpr = P * Q * C // (I * V)
     i_b, o_l = rows_of_program(L, BL)
 
     source = tl.full((BL,), -1, tl.int64)
@@ -106,25 +121,26 @@ def scatter_kernel(
         found = tl.where(b_id[None, :] == o_l[:, None], o_k[None, :], -1)
         source = tl.maximum(source, tl.max(found, 1))
 
-    corner = (o_l // GRID) * P * ROW + (o_l % GRID) * Q * COLUMN
-    for n in range(0, N, BN):
-        o_n = n + tl.arange(0, BN).to(tl.int64)
-        if PLANAR:  # along the rows of the image, whose planes are far apart
-            y, x, c = o_n // Q % P, o_n % Q, o_n // (P * Q)
-        else:
-            y, x, c = o_n // (Q * C), o_n // C % Q, o_n % C
-        m = (o_l < L)[:, None] & (o_n < N)[None, :]
-        value = ((y * Q + x) * C + c) * GRAD_N
-        p_row = p_grad + i_b * GRAD_B + source[:, None] * GRAD_K
-        b_g = tl.load(p_row + value[None, :], mask=m & (source >= 0)[:, None], other=0.0)
-        pixel = y * ROW + x * COLUMN + c * CHANNEL
-        tl.store(p_out + i_b * BATCH + corner[:, None] + pixel[None, :], b_g, mask=m)
+    strides = (BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL)
+    o_n, m_n = within_groups(I, V)
+    every = tl.zeros((BL, BG), tl.int32)
+    o_l = tl.reshape(o_l.to(tl.int32)[:, None] + every, [BL * BG])
+    o_row = tl.reshape((i_b * GRAD_B + source * GRAD_K)[:, None] + every, [BL * BG])
+    taken = tl.reshape(source[:, None] + every, [BL * BG]) >= 0
+    for g in range(0, G, BG):
+        o_g = tl.reshape(g + tl.arange(0, BG)[None, :] + every, [BL * BG])
+        m_r = (o_l < L) & (o_g < G)
+        o_grad = tl.multiple_of(o_row + o_g.to(tl.int64) * (I * V) * GRAD_N, ALIGNED)
+        p_values = p_grad + o_grad[:, None, None] + o_n * GRAD_N
+        b_x = tl.load(p_values, mask=(m_r & taken)[:, None, None] & m_n, other=0.0)  # [BL · BG, J, V]
+        o_x = place_of_groups(i_b, o_l, o_g, strides, P, Q, C, I, V, A)
+        store_groups(p_out, o_x, b_x, m_r, COLUMN, CHANNEL, I, V, A)
 
 
 @triton.jit
 def restore_kernel(
-    p_tokens, p_ids, p_fill, p_out, TOKENS_B, TOKENS_K, TOKENS_D, IDS_B, IDS_L, L, K, D,
-    BL: tl.constexpr, BD: tl.constexpr,
+    p_tokens, p_ids, p_fill, p_out, TOKENS_B, TOKENS_K, TOKENS_D, IDS_B, IDS_L, L, K,
+    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """out[b, l] = tokens[b, ids[b, l]] below K, the mask token elsewhere."""
     i_b, o_l = rows_of_program(L, BL)
@@ -134,8 +150,9 @@ def restore_kernel(
     b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=m_l, other=0)  # [BL]
     visible = b_id < K
     b_fill = tl.load(p_fill + o_d, mask=m_d).to(tl.float32)
-    p_row = p_tokens + i_b * TOKENS_B + b_id[:, None] * TOKENS_K
-    b_x = tl.load(p_row + o_d[None, :] * TOKENS_D, mask=(m_l & visible)[:, None] & m_d[None, :]).to(tl.float32)
+    o_row = tl.multiple_of(i_b * TOKENS_B + b_id * TOKENS_K, ALIGNED)
+    p_values = p_tokens + o_row[:, None] + o_d[None, :] * TOKENS_D
+    b_x = tl.load(p_values, mask=(m_l & visible)[:, None] & m_d[None, :]).to(tl.float32)
 
     b_x = round_to(tl.where(visible[:, None], b_x, b_fill[None, :]), p_out.dtype.element_ty)
     tl.store(p_out + (i_b * L + o_l[:, None]) * D + o_d[None, :], b_x, mask=m_l[:, None] & m_d[None, :])
@@ -143,15 +160,17 @@ def restore_kernel(
 
 @triton.jit
 def visible_kernel(
-    p_grad, p_ids, p_out, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K, D, BL: tl.constexpr, BD: tl.constexpr
-):
+    p_grad, p_ids, p_out, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K,
+    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """out[b, ids[b, l]] = grad[b, l] below K; ids is a permutation, so each row is written once."""
     i_b, o_l = rows_of_program(L, BL)
     o_d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)
 
     b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=o_l < L, other=K)  # [BL]
     m = (b_id < K)[:, None] & (o_d < D)[None, :]
-    b_g = tl.load(p_grad + i_b * GRAD_B + o_l[:, None] * GRAD_L + o_d[None, :] * GRAD_D, mask=m).to(tl.float32)
+    o_row = tl.multiple_of(i_b * GRAD_B + o_l * GRAD_L, ALIGNED)
+    b_g = tl.load(p_grad + o_row[:, None] + o_d[None, :] * GRAD_D, mask=m).to(tl.float32)
 
     p_row = p_out + (i_b * K + b_id[:, None]) * D
     tl.store(p_row + o_d[None, :], round_to(b_g, p_out.dtype.element_ty), mask=m)
@@ -159,8 +178,9 @@ def visible_kernel(
 
 @triton.jit
 def masked_sum_kernel(
-    p_grad, p_ids, p_partial, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K, D, BL: tl.constexpr, BD: tl.constexpr
-):
+    p_grad, p_ids, p_partial, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K,
+    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """partial[b] = Σ grad[b, l] over the rows with ids[b, l] ≥ K, in the order of l."""
     i_b, i_d = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_d = i_d * BD + tl.arange(0, BD)
@@ -170,8 +190,9 @@ def masked_sum_kernel(
         o_l = l + tl.arange(0, BL).to(tl.int64)
         b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=o_l < L, other=-1)  # [BL]
         m = (b_id >= K)[:, None] & (o_d < D)[None, :]
-        p_rows = p_grad + i_b * GRAD_B + o_l[:, None] * GRAD_L
-        b_sum += tl.sum(tl.load(p_rows + o_d[None, :] * GRAD_D, mask=m, other=0.0).to(tl.float32), 0)
+        o_row = tl.multiple_of(i_b * GRAD_B + o_l * GRAD_L, ALIGNED)
+        p_values = p_grad + o_row[:, None] + o_d[None, :] * GRAD_D
+        b_sum += tl.sum(tl.load(p_values, mask=m, other=0.0).to(tl.float32), 0)
 
     tl.store(p_partial + i_b * D + o_d, b_sum, mask=o_d < D)
 
@@ -204,58 +225,71 @@ def tile(rows: int, columns: int) -> tuple[int, int]:
     return min(triton.next_power_of_2(rows), 2048 // wide), wide
 
 
+def groups_at_a_time(layout: Layout) -> int:
+    """Groups of 2,048 values, or one for each of 128 threads where that is more."""
+    return max(128, 2048 // layout.values)
+
+
+def scatter_tile(layout: Layout, L: int) -> tuple[int, int]:
+    """[patches, groups] of a tile: all groups of a patch, or a power of two that divides their number."""
+    most, G = groups_at_a_time(layout), layout.groups
+    BG = min(most, triton.next_power_of_2(G))
+    if G & -G >= 32:
+        BG = min(most, G & -G)
+    return min(triton.next_power_of_2(L), most // BG), BG
+
+
 def search_block(BL: int, K: int) -> int:
     """How many of K numbers are compared with BL rows at a time."""
     return min(triton.next_power_of_2(K), 2048 // BL, 64)
 
 
 def gather_patches(images: Tensor, ids_keep: Tensor, p: int, q: int) -> Tensor:
-    B, C, _, W = images.shape
-    K, N = ids_keep.shape[1], p * q * C
-    out = images.new_empty(B, K, N)
-    BK, BN = tile(K, N)
-    batch, channel, row, column = images.stride()
-    with torch.cuda.device_of(images):
-        gather_kernel[B * triton.cdiv(K, BK), triton.cdiv(N, BN)](
-            *(images, ids_keep, out, batch, row, column, channel, *ids_keep.stride(), K, W // q, N),
-            **{"C": C, "P": p, "Q": q, "BK": BK, "BN": BN},
+    return _gather(images, ids_keep, patch_strides(images, p, q), (p, q, images.shape[1]))
+
+
+def gather_tokens(tokens: Tensor, ids_keep: Tensor) -> Tensor:
+    D = tokens.shape[2]
+    return _gather(tokens, ids_keep, packed_strides(tokens, 1, D), (1, 1, D))
+
+
+def _gather(source: Tensor, ids_keep: Tensor, strides: Strides, shape: tuple[int, int, int]) -> Tensor:
+    B, K = ids_keep.shape
+    out = source.new_empty(B, K, math.prod(shape))
+    layout = layout_of(source, strides, shape)
+    R = min(groups_at_a_time(layout), triton.next_power_of_2(K * layout.groups))
+    with torch.cuda.device_of(source):
+        gather_kernel[B * triton.cdiv(K * layout.groups, R),](
+            *(source, ids_keep, out, *layout.strides, *ids_keep.stride(), K), **layout.constants, R=R
         )
     return out
 
 
 def scatter_patches(grad: Tensor, ids_keep: Tensor, C: int, H: int, W: int, p: int, q: int) -> Tensor:
     out = grad.new_empty(grad.shape[0], C, H, W)
-    _scatter(grad, ids_keep, out, p, q, planar=True)
+    _scatter(grad, ids_keep, out, patch_strides(out, p, q), (p, q, C), (H // p) * (W // q))
     return out
-
-
-def _scatter(grad: Tensor, ids_keep: Tensor, out: Tensor, p: int, q: int, *, planar: bool) -> None:
-    B, C, H, W = out.shape
-    L, K, N = (H // p) * (W // q), ids_keep.shape[1], p * q * C
-    BL, BN = tile(L, N)
-    batch, channel, row, column = out.stride()
-    with torch.cuda.device_of(grad):
-        scatter_kernel[B * triton.cdiv(L, BL),](
-            *(grad, ids_keep, out, *grad.stride(), *ids_keep.stride(), batch, row, column, channel, L, K, W // q, N),
-            **{"C": C, "P": p, "Q": q, "PLANAR": planar, "BL": BL, "BN": BN},
-            BK=search_block(BL, K),
-        )
-
-
-def as_images(tokens: Tensor) -> Tensor:
-    """[B, L, D] as images [B, D, L, 1] of which each pixel is a patch."""
-    return tokens.mT.unsqueeze(3)
-
-
-def gather_tokens(tokens: Tensor, ids_keep: Tensor) -> Tensor:
-    return gather_patches(as_images(tokens), ids_keep, 1, 1)
 
 
 def scatter_tokens(grad: Tensor, ids_keep: Tensor, num_tokens: int) -> Tensor:
     B, _, D = grad.shape
     out = grad.new_empty(B, num_tokens, D)
-    _scatter(grad, ids_keep, as_images(out), 1, 1, planar=False)
+    _scatter(grad, ids_keep, out, packed_strides(out, 1, D), (1, 1, D), num_tokens)
     return out
+
+
+def _scatter(
+    grad: Tensor, ids_keep: Tensor, out: Tensor, strides: Strides, shape: tuple[int, int, int], L: int
+) -> None:
+    B, K = ids_keep.shape
+    layout = layout_of(out, strides, shape)
+    BL, BG = scatter_tile(layout, L)
+    with torch.cuda.device_of(grad):
+        scatter_kernel[B * triton.cdiv(L, BL),](
+            *(grad, ids_keep, out, *grad.stride(), *ids_keep.stride(), *layout.strides, L, K),
+            **layout.constants,
+            **{"ALIGNED": row_alignment(grad, layout.V), "BL": BL, "BG": BG, "BK": search_block(BL, K)},
+        )
 
 
 def restore_tokens(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
@@ -265,8 +299,8 @@ def restore_tokens(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> T
     BL, BD = tile(L, D)
     with torch.cuda.device_of(tokens):
         restore_kernel[B * triton.cdiv(L, BL), triton.cdiv(D, BD)](
-            *(tokens, ids_restore, mask_token.contiguous(), out, *tokens.stride(), *ids_restore.stride(), L, K, D),
-            **{"BL": BL, "BD": BD},
+            *(tokens, ids_restore, mask_token.contiguous(), out, *tokens.stride(), *ids_restore.stride(), L, K),
+            **{"D": D, "ALIGNED": row_alignment(tokens, 8), "BL": BL, "BD": BD},
         )
     return out
 
@@ -277,8 +311,8 @@ def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torc
     BL, BD = tile(L, D)
     with torch.cuda.device_of(grad):
         visible_kernel[B * triton.cdiv(L, BL), triton.cdiv(D, BD)](
-            *(grad, ids_restore, out, *grad.stride(), *ids_restore.stride(), L, num_keep, D),
-            **{"BL": BL, "BD": BD},
+            *(grad, ids_restore, out, *grad.stride(), *ids_restore.stride(), L, num_keep),
+            **{"D": D, "ALIGNED": row_alignment(grad, 8), "BL": BL, "BD": BD},
         )
     return out
 
@@ -289,8 +323,8 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     BL, BD = tile(L, D)
     with torch.cuda.device_of(grad):
         masked_sum_kernel[B, triton.cdiv(D, BD)](
-            *(grad, ids_restore, partial, *grad.stride(), *ids_restore.stride(), L, num_keep, D),
-            **{"BL": BL, "BD": BD},
+            *(grad, ids_restore, partial, *grad.stride(), *ids_restore.stride(), L, num_keep),
+            **{"D": D, "ALIGNED": row_alignment(grad, 8), "BL": BL, "BD": BD},
         )
     return partial.sum(0)
 
@@ -302,27 +336,41 @@ def configurations() -> Iterator[Configuration]:
         signature = {**counters, "p_mask": "*fp32", "first_index": "i64", "L": "i32", "K": "i32"}
         yield Configuration(random_masking_kernel, signature, {"BL": BL}, ranking_warps(BL), 3)
 
-    ids = {"p_ids": "*i64", "IDS_B": "i64", "IDS_K": "i64"}
-    image = {"BATCH": "i64", "ROW": "i64", "COLUMN": "i64", "CHANNEL": "i64"}
-    for pointer, (C, P, Q) in (
-        *(("*fp32", (3, 16, 16)), ("*bf16", (3, 16, 16))),
-        *(("*fp32", (1, 4, 4)), ("*bf16", (768, 1, 1))),
+    for dtype, shape, memory_format in (
+        *((dtype, (3, 224, 224, 16), torch.contiguous_format) for dtype in (torch.float32, torch.bfloat16)),
+        *((dtype, (3, 224, 224, 16), torch.channels_last) for dtype in (torch.float32, torch.bfloat16)),
+        (torch.bfloat16, (3, 224, 224, 14), torch.contiguous_format),
+        (torch.float32, (1, 28, 28, 4), torch.contiguous_format),
+        (torch.float32, (13, 32, 32, 4), torch.contiguous_format),
     ):
-        (BK, BN), BL = tile(49, C * P * Q), tile(196, C * P * Q)[0]
-        signature = {**ids, **image, "p_in": pointer, "p_out": pointer, "K": "i32", "GRID": "i32", "N": "i32"}
-        shape = {"C": C, "P": P, "Q": Q, "BN": BN}
-        yield Configuration(gather_kernel, signature, {**shape, "BK": BK}, 4, 3)
-        grad = {"p_grad": pointer, "GRAD_B": "i64", "GRAD_K": "i64", "GRAD_N": "i64", "L": "i32"}
-        signature = {name: kind for name, kind in signature.items() if name != "p_in"}
-        search = {"PLANAR": P > 1, "BL": BL, "BK": search_block(BL, 49)}
-        yield Configuration(scatter_kernel, {**signature, **grad}, {**shape, **search}, 4, 3)
+        C, H, W, p = shape
+        images = torch.empty(1, C, H, W, dtype=dtype, device="meta", memory_format=memory_format)
+        yield from _moves(images, patch_strides(images, p, p), (p, p, C), (H // p) * (W // p))
+    for dtype, D in ((torch.bfloat16, 768), (torch.float32, 100)):
+        tokens = torch.empty(1, 196, D, dtype=dtype, device="meta")
+        yield from _moves(tokens, packed_strides(tokens, 1, D), (1, 1, D), 196)
 
-    ids = {"p_ids": "*i64", "IDS_B": "i64", "IDS_L": "i64", "L": "i32", "K": "i32", "D": "i32"}
-    BL, BD = tile(196, 512)
-    for narrow, wide in (("bf16", "fp32"), ("fp16", "fp16")):
-        tokens = {"p_tokens": f"*{narrow}", "TOKENS_B": "i64", "TOKENS_K": "i64", "TOKENS_D": "i64"}
-        signature = {**ids, **tokens, "p_fill": f"*{wide}", "p_out": f"*{wide}"}
-        yield Configuration(restore_kernel, signature, {"BL": BL, "BD": BD}, 4, 3)
-        signature = {**ids, "p_grad": f"*{wide}", "GRAD_B": "i64", "GRAD_L": "i64", "GRAD_D": "i64"}
-        yield Configuration(visible_kernel, {**signature, "p_out": f"*{narrow}"}, {"BL": BL, "BD": BD}, 4, 3)
-        yield Configuration(masked_sum_kernel, {**signature, "p_partial": "*fp32"}, {"BL": BL, "BD": BD}, 4, 3)
+    ids = dict.fromkeys(("IDS_B", "L", "K"), "i32") | {"p_ids": "*i64"}
+    for narrow, wide, D in (("bf16", "fp32", 512), ("fp16", "fp16", 200)):
+        BL, BD = tile(196, D)
+        shape = {"D": D, "ALIGNED": 8, "BL": BL, "BD": BD, "IDS_L": 1}
+        signature = {**ids, "p_tokens": f"*{narrow}", "p_fill": f"*{wide}", "p_out": f"*{wide}"}
+        strides = dict.fromkeys(("TOKENS_B", "TOKENS_K"), "i32")
+        yield Configuration(restore_kernel, {**signature, **strides}, {**shape, "TOKENS_D": 1}, 4, 3)
+        signature = {**ids, "p_grad": f"*{wide}", "GRAD_B": "i32", "GRAD_L": "i32"}
+        yield Configuration(visible_kernel, {**signature, "p_out": f"*{narrow}"}, {**shape, "GRAD_D": 1}, 4, 3)
+        yield Configuration(masked_sum_kernel, {**signature, "p_partial": "*fp32"}, {**shape, "GRAD_D": 1}, 4, 3)
+
+
+def _moves(tensor: Tensor, strides: Strides, shape: tuple[int, int, int], L: int) -> Iterator[Configuration]:
+    """A quarter of the patches of `tensor` gathered, and scattered back."""
+    pointer, K, layout = f"*{triton_type(tensor.dtype)}", max(1, L // 4), layout_of(tensor, strides, shape)
+    BL, BG = scatter_tile(layout, L)
+    signature = {"p_ids": "*i64", "p_out": pointer, "IDS_B": "i32", "K": "i32", **layout.signature}
+    constants = {**layout.constants, **layout.unit_strides, "IDS_K": 1}
+    yield Configuration(
+        gather_kernel, {**signature, "p_in": pointer}, {**constants, "R": groups_at_a_time(layout)}, 4, 3
+    )
+    grad = {"p_grad": pointer, "GRAD_B": "i32", "GRAD_K": "i32", "L": "i32"}
+    search = {"GRAD_N": 1, "ALIGNED": layout.V, "BL": BL, "BG": BG, "BK": search_block(BL, K)}
+    yield Configuration(scatter_kernel, {**signature, **grad}, {**constants, **search}, 4, 3)

@@ -1,4 +1,8 @@
-"""The masked mean squared error in Triton: a program works on a few patches of one image, read where they lie."""
+"""The masked mean squared error in Triton: a program works on a few patches of one image, read where they lie.
+
+Pixels are brought into the order of the predictions in registers, as ops/triton_patches.py tells, so that images,
+predictions and their gradient are read and written 16 bytes at a time where their layout allows it.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,86 +12,122 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hsv_kernels.ops.masking.cpu import patch_strides
 from hsv_kernels.ops.reconstruction.reference import EPS
-from hsv_kernels.ops.triton_utils import Configuration, round_to
+from hsv_kernels.ops.triton_patches import (
+    Layout,
+    layout_of,
+    load_groups,
+    place_of_groups,
+    row_alignment,
+    within_groups,
+)
+from hsv_kernels.ops.triton_utils import Configuration, round_to, triton_type
 
-__all__ = ["MAX_VALUES", "backward", "configurations", "forward"]
+__all__ = ["backward", "configurations", "forward"]
 
-#: Largest p·q·C: a patch is held in the registers of one program.
-MAX_VALUES = 16384
+#: Values, padding included, that a program holds at a time, 32 in each thread; larger patches take several turns.
+MOST_VALUES = 16384
 
 
 @triton.jit
-def _patches_of_program(L, T: tl.constexpr):
+def patches_of_program(L, T: tl.constexpr):
     """Image, patches [T] within it and which of them exist."""
     blocks = tl.cdiv(L, T)
-    i_b = (tl.program_id(0) // blocks).to(tl.int64)
-    o_l = tl.program_id(0) % blocks * T + tl.arange(0, T)
-    return i_b, o_l, o_l < L
+    i = tl.program_id(0).to(tl.int64)
+    o_l = (i % blocks).to(tl.int32) * T + tl.arange(0, T)
+    return i // blocks, o_l, o_l < L
 
 
 @triton.jit
-def _load_patches(
-    p_image, o_l, m, columns, s_c, s_h, s_w, P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, N: tl.constexpr
-):
-    """Patches o_l of the image at p_image in (p, q, c) order, 0 outside of the mask m; [T, N], float32."""
-    o_n = tl.arange(0, N)
-    y = (o_l // columns * P)[:, None] + (o_n // (Q * C))[None, :]  # [T, N]
-    x = (o_l % columns * Q)[:, None] + (o_n // C % Q)[None, :]
-    c = (o_n % C)[None, :]
-    o = y.to(tl.int64) * s_h + x.to(tl.int64) * s_w + c.to(tl.int64) * s_c
-    return tl.load(p_image + o, mask=m, other=0).to(tl.float32)
+def rows_of_turn(o_l, m_t, turn, G: tl.constexpr, BG: tl.constexpr):
+    """Patches, groups within them and whether they count, of each row [T · BG] of a block: BG groups of each patch."""
+    T: tl.constexpr = o_l.shape[0]
+    every = tl.zeros((T, BG), tl.int32)
+    o_g = tl.reshape(turn * BG + tl.arange(0, BG)[None, :] + every, [T * BG])
+    m_r = tl.reshape(m_t.to(tl.int32)[:, None] + every, [T * BG]) != 0
+    return tl.reshape(o_l[:, None] + every, [T * BG]), o_g, m_r & (o_g < G)
+
+
+@triton.jit
+def load_turn(
+    p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides,
+    P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
+    ALIGNED: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """Pixels and predictions of one turn of the patches o_l where m_t, float32, and which of them exist; all [T, N]."""
+    T: tl.constexpr = o_l.shape[0]
+    o_r, o_g, m_r = rows_of_turn(o_l, m_t, turn, P * Q * C // (I * V), BG)
+    o_x = place_of_groups(i_b, o_r, o_g, strides, P, Q, C, I, V, A)
+    _, COLUMN, CHANNEL = strides[4:]
+    b_x = load_groups(p_images, o_x, m_r, COLUMN, CHANNEL, I, V, A).to(tl.float32)  # [T · BG, J, V]
+
+    o_n, m_n = within_groups(I, V)
+    m = m_r[:, None, None] & m_n
+    o_row = tl.multiple_of(i_b * s_pb + o_r.to(tl.int64) * s_pl + o_g.to(tl.int64) * (I * V) * s_pn, ALIGNED)
+    b_pred = tl.load(p_pred + o_row[:, None, None] + o_n * s_pn, mask=m, other=0).to(tl.float32)
+
+    N: tl.constexpr = BG * b_x.shape[1] * V
+    m = tl.reshape(tl.broadcast_to(m, b_x.shape), [T, N])
+    return tl.reshape(b_x, [T, N]), tl.reshape(b_pred, [T, N]), m
+
+
+@triton.jit
+def moments(b_x, m, count):
+    """Mean [T] of `count` values of each row, and the sum of the squared distances from it."""
+    b_mean = tl.sum(tl.where(m, b_x, 0), 1) / count
+    b_centred = tl.where(m, b_x - b_mean[:, None], 0)
+    return b_mean, tl.sum(b_centred * b_centred, 1)
+
+
+@triton.jit
+def squared_error(b_x, b_pred, m, b_mean, b_rstd):
+    b_error = tl.where(m, b_pred - (b_x - b_mean[:, None]) * b_rstd[:, None], 0)
+    return tl.sum(b_error * b_error, 1)
 
 
 @triton.jit
 def forward_kernel(
-    p_pred,
-    p_images,
-    p_mask,
-    p_losses,
-    p_mean,
-    p_rstd,
-    L,
-    columns,
-    s_pb,
-    s_pl,
-    s_pn,
-    s_ib,
-    s_ic,
-    s_ih,
-    s_iw,
-    EPS: tl.constexpr,
-    NORM: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    C: tl.constexpr,
-    T: tl.constexpr,
-    N: tl.constexpr,
-):
+    p_pred, p_images, p_mask, p_losses, p_mean, p_rstd, L, s_pb, s_pl, s_pn,
+    BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL, EPS: tl.constexpr, NORM: tl.constexpr,
+    P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
+    ALIGNED: tl.constexpr, T: tl.constexpr, BG: tl.constexpr, TURNS: tl.constexpr,
+):  # fmt: skip
     n: tl.constexpr = P * Q * C
-    i_b, o_l, m_l = _patches_of_program(L, T)
-    o_t = i_b * L + o_l
-    o_n = tl.arange(0, N).to(tl.int64)
-    b_mask = tl.load(p_mask + o_t, mask=m_l, other=0)  # [T]
+    i_b, o_l, m_l = patches_of_program(L, T)
+    first = i_b * L
+    b_mask = tl.load(p_mask + first + o_l, mask=m_l, other=0)  # [T]
     m_t = b_mask != 0
-    m = m_t[:, None] & (o_n < n)[None, :]
 
-    b_x = _load_patches(p_images + i_b * s_ib, o_l, m, columns, s_ic, s_ih, s_iw, P, Q, C, N)  # [T, N]
-    p_row = p_pred + i_b * s_pb + o_l.to(tl.int64) * s_pl
-    b_pred = tl.load(p_row[:, None] + o_n[None, :] * s_pn, mask=m, other=0).to(tl.float32)
-
+    strides = (BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL)
+    b_x, b_pred, m = load_turn(
+        p_pred, p_images, i_b, o_l, m_t, 0, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
+    )
     b_mean = tl.zeros([T], tl.float32)
     b_rstd = tl.where(m_t, 1.0, 0.0)
     if NORM:
-        b_mean = tl.sum(b_x, 1) / n
-        b_centred = tl.where(m, b_x - b_mean[:, None], 0)
-        b_rstd = tl.where(m_t, 1 / tl.sqrt(tl.sum(b_centred * b_centred, 1) / (n - 1) + EPS), 0)
-    b_error = tl.where(m, b_pred - (b_x - b_mean[:, None]) * b_rstd[:, None], 0)
-    b_loss = tl.where(m_t, b_mask * (tl.sum(b_error * b_error, 1) / n), 0)
+        each: tl.constexpr = BG * I * V if TURNS > 1 else n
+        b_mean, b_squares = moments(b_x, m, each)
+        for turn in range(1, TURNS):  # moments of the parts become those of the whole
+            b_y, _, m_y = load_turn(
+                p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
+            )
+            before, count = turn * each, tl.minimum(each, n - turn * each)
+            b_other, b_more = moments(b_y, m_y, count)
+            b_step = b_other - b_mean
+            b_mean += b_step * count / (before + count)
+            b_squares += b_more + b_step * b_step * before * count / (before + count)
+        b_rstd = tl.where(m_t, 1 / tl.sqrt(b_squares / (n - 1) + EPS), 0)
 
-    tl.store(p_losses + o_t, b_loss, mask=m_l)
-    tl.store(p_mean + o_t, b_mean, mask=m_l)
-    tl.store(p_rstd + o_t, b_rstd, mask=m_l)
+    b_error = squared_error(b_x, b_pred, m, b_mean, b_rstd)
+    for turn in range(1, TURNS):
+        b_x, b_pred, m = load_turn(
+            p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
+        )
+        b_error += squared_error(b_x, b_pred, m, b_mean, b_rstd)
+    tl.store(p_losses + first + o_l, b_mask * (b_error / n), mask=m_l)
+    tl.store(p_mean + first + o_l, b_mean, mask=m_l)
+    tl.store(p_rstd + first + o_l, b_rstd, mask=m_l)
 
 
 def forward(
@@ -95,12 +135,13 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, means and reciprocal deviations [B, L]; `mask` contiguous float32."""
     losses, mean, rstd = (torch.empty_like(mask) for _ in range(3))
-    grid, shape, columns, block = _launch(pred, images, p, q)
+    layout, block = _block(pred, images, p, q)
+    B, L, _ = pred.shape
     with torch.cuda.device_of(pred):
-        forward_kernel[grid](
-            *(pred, images, mask, losses, mean, rstd),
-            *(pred.shape[1], columns, *pred.stride(), *images.stride()),
-            **{"EPS": EPS, "NORM": norm_pix, **shape, **block.sizes},
+        forward_kernel[B * triton.cdiv(L, block.T),](
+            *(pred, images, mask, losses, mean, rstd, L, *pred.stride(), *layout.strides),
+            **{"EPS": EPS, "NORM": norm_pix, **layout.constants, "ALIGNED": row_alignment(pred, layout.V)},
+            **{"T": block.T, "BG": block.BG, "TURNS": block.turns},
             num_warps=block.num_warps,
         )
     return losses, mean, rstd
@@ -108,46 +149,32 @@ def forward(
 
 @triton.jit
 def backward_kernel(
-    p_pred,
-    p_images,
-    p_mask,
-    p_weights,
-    p_mean,
-    p_rstd,
-    p_gradient,
-    L,
-    columns,
-    s_pb,
-    s_pl,
-    s_pn,
-    s_ib,
-    s_ic,
-    s_ih,
-    s_iw,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    C: tl.constexpr,
-    T: tl.constexpr,
-    N: tl.constexpr,
-):
+    p_pred, p_images, p_mask, p_weights, p_mean, p_rstd, p_gradient, L, s_pb, s_pl, s_pn,
+    BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL,
+    P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
+    ALIGNED: tl.constexpr, T: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """One turn of T patches; the turns of a large patch lie along the second axis of the grid."""
     n: tl.constexpr = P * Q * C
-    i_b, o_l, m_l = _patches_of_program(L, T)
-    o_t = i_b * L + o_l
-    o_n = tl.arange(0, N).to(tl.int64)
-    m_n = (o_n < n)[None, :]
-    m_t = tl.load(p_mask + o_t, mask=m_l, other=0) != 0  # [T]
-    m = m_t[:, None] & m_n
+    i_b, o_l, m_l = patches_of_program(L, T)
+    first = i_b * L
+    turn = tl.program_id(1)
+    m_t = tl.load(p_mask + first + o_l, mask=m_l, other=0) != 0  # [T]
+    b_weight = tl.load(p_weights + first + o_l, mask=m_t, other=0)
+    b_mean = tl.load(p_mean + first + o_l, mask=m_t, other=0)
+    b_rstd = tl.load(p_rstd + first + o_l, mask=m_t, other=0)
 
-    b_x = _load_patches(p_images + i_b * s_ib, o_l, m, columns, s_ic, s_ih, s_iw, P, Q, C, N)  # [T, N]
-    p_row = p_pred + i_b * s_pb + o_l.to(tl.int64) * s_pl
-    b_pred = tl.load(p_row[:, None] + o_n[None, :] * s_pn, mask=m, other=0).to(tl.float32)
-    b_weight = tl.load(p_weights + o_t, mask=m_t, other=0)
-    b_mean = tl.load(p_mean + o_t, mask=m_t, other=0)
-    b_rstd = tl.load(p_rstd + o_t, mask=m_t, other=0)
+    strides = (BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL)
+    b_x, b_pred, _ = load_turn(
+        p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
+    )
+    b_gradient = (b_pred - (b_x - b_mean[:, None]) * b_rstd[:, None]) * b_weight[:, None]  # 0 where patches are visible
 
-    b_gradient = (b_pred - (b_x - b_mean[:, None]) * b_rstd[:, None]) * b_weight[:, None]
-    p_out = p_gradient + o_t[:, None] * n + o_n[None, :]
-    tl.store(p_out, round_to(b_gradient, p_gradient.dtype.element_ty), mask=m_l[:, None] & m_n)
+    o_r, o_g, m_r = rows_of_turn(o_l, m_l, turn, n // (I * V), BG)
+    o_n, m_n = within_groups(I, V)
+    o_out = (first + o_r) * n + o_g * (I * V)
+    b_out = tl.reshape(round_to(b_gradient, p_gradient.dtype.element_ty), [T * BG, o_n.shape[1], V])
+    tl.store(p_gradient + o_out[:, None, None] + o_n, b_out, mask=m_r[:, None, None] & m_n)
 
 
 def backward(
@@ -155,69 +182,59 @@ def backward(
 ) -> Tensor:
     """weights · (pred − target), [B, L, p·q·C] in the type of `pred`, 0 where mask is 0."""
     gradient = pred.new_empty(pred.shape)
-    grid, shape, columns, block = _launch(pred, images, p, q)
+    layout, block = _block(pred, images, p, q)
+    B, L, _ = pred.shape
     with torch.cuda.device_of(pred):
-        backward_kernel[grid](
-            *(pred, images, mask, weights, mean, rstd, gradient),
-            *(pred.shape[1], columns, *pred.stride(), *images.stride()),
-            **{**shape, **block.sizes},
+        backward_kernel[B * triton.cdiv(L, block.T), block.turns](
+            *(pred, images, mask, weights, mean, rstd, gradient, L, *pred.stride(), *layout.strides),
+            **{**layout.constants, "ALIGNED": row_alignment(pred, layout.V), "T": block.T, "BG": block.BG},
             num_warps=block.num_warps,
         )
     return gradient
 
 
 class Block(NamedTuple):
-    """What one program works on: T patches of at most N values each."""
+    """What one program holds: BG groups of each of T patches, all of them after so many turns."""
 
     T: int
-    N: int
+    BG: int
+    turns: int
     num_warps: int
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {"T": self.T, "N": self.N}
+
+def block_of(layout: Layout) -> Block:
+    """One patch of at least 4,096 values, or several; 32 values in each of at least 128 threads."""
+    BG = min(triton.next_power_of_2(layout.groups), MOST_VALUES // layout.values)
+    T = max(1, 4096 // (BG * layout.values))
+    return Block(T, BG, triton.cdiv(layout.groups, BG), max(4, T * BG * layout.values // 1024))
 
 
-def block_of(values: int) -> Block:
-    """About 1,024 values in a program, 8 to a thread, so that small patches share one; at most 16 to a thread."""
-    N = triton.next_power_of_2(values)
-    return Block(max(1, 1024 // N), N, min(16, max(4, N // 512)))
-
-
-def _launch(pred: Tensor, images: Tensor, p: int, q: int) -> tuple[tuple[int], dict[str, int], int, Block]:
-    """Grid, the kernels' constants, patches in a row of the image, and the block."""
-    if pred.shape[2] > MAX_VALUES:
-        raise ValueError(
-            f"patch_size must give patches of at most {MAX_VALUES} values for backend 'triton'; got {pred.shape[2]} "
-            "(backend 'reference' has no limit)"
-        )
-    block = block_of(pred.shape[2])
-    grid = (pred.shape[0] * triton.cdiv(pred.shape[1], block.T),)
-    return grid, {"P": p, "Q": q, "C": images.shape[1]}, images.shape[3] // q, block
+def _block(pred: Tensor, images: Tensor, p: int, q: int) -> tuple[Layout, Block]:
+    narrowest = min(pred.element_size(), images.element_size())
+    layout = layout_of(images, patch_strides(images, p, q), (p, q, images.shape[1]), narrowest)
+    return layout, block_of(layout)
 
 
 def configurations() -> Iterator[Configuration]:
-    """Specialisations for ahead-of-time compilation: usual patches and types, and the largest patch."""
-    layouts = {
-        "planar": {"s_ib": "i64", "s_ic": "i64", "s_ih": "i32"},
-        "channels last": {"s_ib": "i64", "s_ih": "i32", "s_iw": "i32"},
-    }
-    types = [("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32")]
-    cases = [((16, 16, 3), pred, images, "planar") for pred, images in types]
-    cases += [((p, q, C), "bf16", "fp32", "planar") for p, q, C in [(2, 2, 1), (4, 4, 3), (32, 32, 3)]]
-    cases += [((64, 64, 4), "fp32", "fp32", "planar"), ((16, 16, 3), "bf16", "fp32", "channels last")]
-    for (P, Q, C), pred, images, layout in cases:
-        block = block_of(P * Q * C)
+    """Specialisations for ahead-of-time compilation: usual patches and types, and a patch that takes two turns."""
+    planar, pixels = torch.contiguous_format, torch.channels_last
+    single, half, brain = torch.float32, torch.float16, torch.bfloat16
+    for (C, p), pred_type, image_type, memory_format in (
+        *(((3, 16), *types, planar) for types in ((brain, single), (brain, brain), (half, half), (single, single))),
+        *(((3, 16), brain, single, pixels), ((3, 14), brain, single, planar), ((3, 32), brain, single, planar)),
+        *(((1, 2), brain, single, planar), ((3, 4), brain, single, planar), ((13, 8), single, single, planar)),
+        ((3, 96), single, single, planar),
+    ):
+        images = torch.empty(1, C, 14 * p, 14 * p, dtype=image_type, device="meta", memory_format=memory_format)
+        pred = torch.empty(1, 196, p * p * C, dtype=pred_type, device="meta")
+        layout, block = _block(pred, images, p, p)
         rows = dict.fromkeys(("p_mask", "p_mean", "p_rstd"), "*fp32")
-        strides = {"L": "i32", "columns": "i32", "s_pb": "i64", "s_pl": "i32", **layouts[layout]}
-        unit = {"s_pn": 1, "s_iw" if layout == "planar" else "s_ic": 1}
-        signature = {"p_pred": f"*{pred}", "p_images": f"*{images}", **rows, **strides}
-        constants = {"P": P, "Q": Q, "C": C, **block.sizes, **unit}
-        yield Configuration(
-            *(forward_kernel, {**signature, "p_losses": "*fp32"}, {**constants, "EPS": EPS, "NORM": True}),
-            *(block.num_warps, 1),
-        )
-        yield Configuration(
-            *(backward_kernel, {**signature, "p_weights": "*fp32", "p_gradient": f"*{pred}"}, constants),
-            *(block.num_warps, 1),
-        )
+        pointers = {"p_pred": f"*{triton_type(pred_type)}", "p_images": f"*{triton_type(image_type)}", **rows}
+        signature = {**pointers, "L": "i32", "s_pb": "i32", "s_pl": "i32", **layout.signature}
+        sizes = {"ALIGNED": row_alignment(pred, layout.V), "T": block.T, "BG": block.BG}
+        constants = {**layout.constants, **layout.unit_strides, **sizes, "s_pn": 1}
+        turns = {"EPS": EPS, "NORM": True, "TURNS": block.turns}
+        forward_signature = {**signature, "p_losses": "*fp32"}
+        yield Configuration(forward_kernel, forward_signature, {**constants, **turns}, block.num_warps, 1)
+        backward_signature = {**signature, "p_weights": "*fp32", "p_gradient": pointers["p_pred"]}
+        yield Configuration(backward_kernel, backward_signature, constants, block.num_warps, 1)
