@@ -13,10 +13,10 @@ def figures(slug: str, rows: list[Row], folder: Path) -> Iterator[str]:
     for products in ("float32", "bfloat16"):
         chosen = [r for r in rows if (r["operation"], r["products"]) == ("nt_xent", products)]
         both = [r for r in chosen if r["mode"] == "both" and not r["huge_pages_for_all"]]
-        memory = _series(both, "extra_bytes", 2**-20)
+        memory = series_of(both, "extra_bytes", 2**-20)
         available = ("available memory", chosen[0]["memory_bytes"] / 2**20) if chosen else None
         for name, title, unit, series, ceiling in (
-            ("time", "time, forward and backward", "ms", _series(both, "median_s", 1e3), None),
+            ("time", "time, forward and backward", "ms", series_of(both, "median_s", 1e3), None),
             ("memory", "extra memory, forward and backward", "MiB", memory, available),
             ("limit", "share of the machine's limit", "", _limit_series(chosen), None),
         ):
@@ -30,8 +30,8 @@ def figures(slug: str, rows: list[Row], folder: Path) -> Iterator[str]:
             yield f"![NT-Xent, {products}: {title}, against N](speed/{file})"
 
 
-def _series(rows: list[Row], field: str, unit: float) -> list[Series]:
-    """A line for each provider; predicted memory apart, and with the times where there is not enough memory."""
+def series_of(rows: list[Row], field: str, unit: float, size: str = "N") -> list[Series]:
+    """A line for each provider against shape[size]; predicted memory apart, and with the times where none suffices."""
     series = []
     for provider in dict.fromkeys(row["provider"] for row in rows):
         own = [row for row in rows if row["provider"] == provider]
@@ -41,9 +41,9 @@ def _series(rows: list[Row], field: str, unit: float) -> list[Series]:
         series.append(
             Series(
                 provider,
-                [(row["shape"]["N"], unit * row[field]) for row in known if row not in predicted],
-                [(row["shape"]["N"], unit * row[field]) for row in drawn],
-                [row["shape"]["N"] for row in own if row["status"] == "out of memory" and field == "median_s"],
+                [(row["shape"][size], unit * row[field]) for row in known if row not in predicted],
+                [(row["shape"][size], unit * row[field]) for row in drawn],
+                [row["shape"][size] for row in own if row["status"] == "out of memory" and field == "median_s"],
             )
         )
     return series

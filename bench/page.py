@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 
 from bench.figures import figures
+from bench.gpu.page import INTRODUCTION as GPU_INTRODUCTION
+from bench.gpu.page import TARGET_DEVICE, section
 from bench.limits import EXPONENTIAL
 from bench.results import RESULTS, ROOT, Row, newest, read
 from bench.tables import describe, find, fraction, tables
@@ -63,13 +65,22 @@ def _notes(folder: Path) -> str:
 def render(devices: Sequence[tuple[str, list[Row], str]], folder: Path) -> str:
     """The page of (slug, rows, notes); its plots are written to folder/speed."""
     parts = [INTRODUCTION.replace("{exponential}", str(EXPONENTIAL))]
-    for slug, rows, notes in devices:
+    gpus = {str(rows[0]["device"]): (slug, rows, notes) for slug, rows, notes in devices if _on_gpu(rows)}
+    for slug, rows, notes in (one for one in devices if not _on_gpu(one[1])):
         parts += [f"## {rows[0]['device']}, {rows[0]['threads']} threads", describe(rows[0]) + ".", *_limits(rows)]
         parts += ["### Targets", "\n".join(_targets(rows))]
         parts += ["### Notes", notes] if notes else []
         parts += figures(slug, rows, folder)
         parts += ["### All rows", *tables(rows)]
+    parts.append(GPU_INTRODUCTION)
+    for device in sorted({TARGET_DEVICE, *gpus}):
+        slug, rows, notes = gpus.get(device, ("", [], ""))
+        parts += section(device, slug, rows, notes, folder)
     return "\n\n".join(parts) + "\n"
+
+
+def _on_gpu(rows: list[Row]) -> bool:
+    return rows[0]["device"] != rows[0]["cpu"]
 
 
 def _limits(rows: list[Row]) -> Iterator[str]:

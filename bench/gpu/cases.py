@@ -29,6 +29,7 @@ L2_BYTES = 64 << 20  # at most, of the GPUs that there are
 SMALL = 8192  # rows up to which launches weigh enough to be timed without them too
 KINDS = ("forward", "training")
 SIZES = [64] if QUICK else [8192, 32768, 131072, 2048]
+LARGEST = [] if QUICK else [1 << 20]
 QUEUES = [(16, 256)] if QUICK else [(4096, 65536), (256, 65536)]
 BATCHES = [2] if QUICK else [4096, 256]
 DECODER_DIM = 512
@@ -58,10 +59,14 @@ def library(make: Callable[[], p.Loss], products: str, note: str = "") -> Provid
     return Provider(lambda: p.autocast(make()) if products == "bfloat16" else make(), DTYPE[products], note)
 
 
-def nt_xent_case(products: str, dim: int, m: int) -> Case:
+def nt_xent_work(m: int, dim: int) -> dict[str, Work]:
     forward = Work(flops=m * m * dim, exponentials=m * m / 2)
     backward = Work(flops=4 * forward.flops, exponentials=2 * forward.exponentials)
     both = Work(forward.flops + backward.flops, forward.exponentials + backward.exponentials)
+    return _graphs_too({"forward": forward, "backward": backward, "both": both})
+
+
+def nt_xent_case(products: str, dim: int, m: int) -> Case:
     return Case(
         operation="nt_xent",
         shape={"M": m, "D": dim},
@@ -74,8 +79,23 @@ def nt_xent_case(products: str, dim: int, m: int) -> Case:
             "linear_cross_entropy": library(p.chunked_nt_xent, products, "column i of row i is taken off afterwards"),
         },
         kinds=(*KINDS, "graph") if m <= SMALL else KINDS,
-        work=_work(forward, backward, both),
+        work=nt_xent_work(m, dim),
         truth=truth.nt_xent,
+    )
+
+
+def largest_nt_xent_case(dim: int, m: int) -> Case:
+    """More rows than float64 can follow in the time; tests/gpu compares some of them."""
+    return Case(
+        operation="nt_xent",
+        shape={"M": m, "D": dim},
+        products="bfloat16",
+        inputs=partial(contrast.two_views, m // 2, dim=dim),
+        providers={"hsv": Provider(lambda: on("triton", contrast.hsv_nt_xent), BF16, compared=False)},
+        kinds=("training",),
+        work=nt_xent_work(m, dim),
+        seconds=20,
+        rounds=(2, 5),
     )
 
 
@@ -92,7 +112,7 @@ def queue_case(n: int, m: int) -> Case:
             **eager_providers(p.eager_queue, "bfloat16"),
         },
         kinds=(*KINDS, "graph"),
-        work=_work(forward, None, both),
+        work=_graphs_too({"forward": forward, "both": both}),
         truth=truth.queue,
     )
 
@@ -184,10 +204,6 @@ def step_case(objectives: tuple[str, ...], batch: int) -> Case:
     )
 
 
-def _work(forward: Work, backward: Work | None, both: Work) -> dict[str, Work]:
-    return _graphs_too({"forward": forward, **({"backward": backward} if backward else {}), "both": both})
-
-
 def _graphs_too(work: dict[str, Work]) -> dict[str, Work]:
     return work | {f"{mode}, graph": work[mode] for mode in ("forward", "both")}
 
@@ -201,6 +217,7 @@ def contrast_cases(full: bool) -> list[Case]:
     dims = [16] if QUICK else [128, 256]
     cases = [nt_xent_case("bfloat16", dim, m) for dim, m in product(dims, SIZES)]
     cases += [queue_case(*sizes) for sizes in QUEUES]
+    cases += [largest_nt_xent_case(128, m) for m in LARGEST]
     if full:
         cases += [nt_xent_case("bfloat16", dim, m) for dim, m in product((64, 512, 1024), SIZES)]
         cases += [nt_xent_case(*what) for what in product(("float32", "tf32"), (128, 64, 256, 512, 1024), SIZES)]

@@ -19,8 +19,8 @@ def exponentials_kernel(p_x, STEPS: tl.constexpr, VALUES: tl.constexpr):
     """x ← 2^−x, STEPS times; it stays in (0, 1)."""
     o_x = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
     b_x = tl.load(p_x + o_x)
-    for _ in range(STEPS // 8):
-        for _ in tl.static_range(8):
+    for _i in range(STEPS // 8):
+        for _j in tl.static_range(8):
             b_x = tl.exp2(-b_x)
     tl.store(p_x + o_x, b_x)
 
