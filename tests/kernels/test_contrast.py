@@ -19,8 +19,9 @@ from tests.kernels.cases import (
 BACKENDS = usable_backends("contrast")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS_AND_DTYPES = [(b, d) for b in BACKENDS for d in DTYPES if serves("contrast", b, d)]
-#: [N, D]: one pair, no second dimension, sub-tile, odd, more than one tile, D in several chunks.
-SHAPES = [(1, 5), (2, 1), (3, 7), (37, 19), (67, 64), (5, 257), (131, 33)]
+#: [N, D]: one pair, no second dimension, sub-tile, odd, more than one tile, D in several chunks, groups of several
+#: tiles, D beyond what tiles hold.
+SHAPES = [(1, 5), (2, 1), (3, 7), (37, 19), (67, 64), (19, 130), (131, 33), (225, 16), (5, 257), (141, 260)]
 
 
 def two_views(kind: str, n: int, dim: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -95,6 +96,13 @@ def test_nt_xent_shapes(backend: str, dtype: torch.dtype, learned: bool, n: int,
     steep = 10 / min(z0.abs().min().item(), z1.abs().min().item())
     scales = [None, steep, steep, None] if dim == 1 else None
     check(run_nt_xent, z0, z1, temperature, incoming(2 * n), backend=backend, dtype=dtype, dim=dim, scales=scales)
+
+
+@pytest.mark.parametrize("temperature", [0.01, torch.tensor(0.01)], ids=["number", "tensor"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nt_xent_online_in_several_tiles(backend: str, temperature: float | Tensor) -> None:
+    z0, z1 = two_views("random", 131, 33, torch.float32)
+    check(run_nt_xent, z0, z1, temperature, incoming(262), backend=backend, dtype=torch.float32, dim=33)
 
 
 @pytest.mark.parametrize("kind", ["random", "antipodal", "identical", "easy"])

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hsv_kernels.ops.contrast import triton_matmul
 from hsv_kernels.ops.contrast.triton_tiles import (
     LOG2E,
     Shift,
@@ -123,14 +124,24 @@ def weighted_rows(
     m = z.shape[0]
     unit = gradient_unit(grad, z.dtype)
     weight = torch.empty_like(shift)
+    with torch.cuda.device_of(z):
+        weight_kernel[(triton.cdiv(m, 128),)](
+            *(grad, unit, scale, shift, weight, m, grad.stride(0)), PAIRS=pairs, SHIFT=int(kind), BLOCK_M=128
+        )
+    weigh = rows_by_tiles if dim <= triton_matmul.LARGEST_TILED_DIM else triton_matmul.rows_by_matmul
+    return weigh(z, dim, scale, shift, weight, pairs, exclude_self, kind), unit
+
+
+def rows_by_tiles(
+    z: Tensor, dim: int, scale: Tensor, shift: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+) -> Tensor:
+    """Σ_j W_ij z_j in parts [splits, M, dim], float32, from the weights [M] of `weight_kernel`."""
+    m = z.shape[0]
     variants = [online for online in (False, True) if kind in (int(online), Shift.DEVICE)]
     tiles = {online: backward_tiles(architecture_of(z), z.dtype, dim, online) for online in variants}
     columns, splits = columns_of_splits(z, dim, tiles[variants[0]])
     rows = scale.new_empty(splits, m, dim)
     with torch.cuda.device_of(z):
-        weight_kernel[(triton.cdiv(m, 128),)](
-            *(grad, unit, scale, shift, weight, m, grad.stride(0)), PAIRS=pairs, SHIFT=int(kind), BLOCK_M=128
-        )
         for online, tile in tiles.items():
             gradient_kernel[(triton.cdiv(m, tile.rows), triton.cdiv(dim, tile.dims), splits)](
                 *(z, scale, shift, weight, rows, m, dim, columns),
@@ -141,7 +152,7 @@ def weighted_rows(
                 PRECISION=dot_precision(),
                 **tile.options(z.shape[1]),
             )
-    return rows, unit
+    return rows
 
 
 #: Columns that splits begin at: a multiple of the rows and columns of every tile.

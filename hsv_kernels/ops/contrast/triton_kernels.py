@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hsv_kernels.ops.contrast import triton_matmul
 from hsv_kernels.ops.contrast.triton_gradient import gradient_kernel, weight_kernel, weighted_rows
 from hsv_kernels.ops.contrast.triton_logsumexp import logsumexp, logsumexp_kernel, merge_kernel, online_kernel
+from hsv_kernels.ops.contrast.triton_matmul import pairwise_weight_kernel
 from hsv_kernels.ops.contrast.triton_normalise import (
     normalise,
     normalise_backward,
@@ -143,15 +145,22 @@ def configurations() -> Iterator[Configuration]:
                 constexprs |= {"FOLDED": tiles.folded, **tiles.options(width)}
                 yield _configuration(kernel, triton_type(dtype), constexprs, architecture, matrix=True)
         if row:
-            for kernel in (normalise_kernel, normalise_backward_kernel, merge_kernel, weight_kernel):
-                constexprs = {**PAIRS, "SHIFT": int(Shift.DEVICE), "NEED_Z": True, "WIDTH": 128, "BLOCK_M": 128}
-                constexprs |= {"num_stages": 3, **({"num_warps": 4} | row_block(128))}
+            for kernel, blocks in ROWWISE.items():
+                constexprs = {**PAIRS, "SHIFT": int(Shift.DEVICE), "NEED_Z": True, "WIDTH": 128}
+                constexprs |= {"num_warps": 4, "num_stages": 3, **blocks}
                 yield _configuration(kernel, "bf16", constexprs, architecture, matrix=False)
 
 
+ROWWISE = {
+    normalise_kernel: row_block(128),
+    normalise_backward_kernel: row_block(128),
+    merge_kernel: {"BLOCK_M": 128},
+    weight_kernel: {"BLOCK_M": 128},
+    pairwise_weight_kernel: {"BLOCK_M": triton_matmul.BLOCK_M, "BLOCK_N": triton_matmul.BLOCK_N},
+}
 PAIRS, SQUARE = {"PAIRS": True, "EXCLUDE_SELF": True}, {"PAIRS": False, "EXCLUDE_SELF": False}
 CASES = (
-    *((torch.bfloat16, dim, PAIRS, Shift.FIXED) for dim in (64, 128, 256, 1024)),
+    *((torch.bfloat16, dim, PAIRS, Shift.FIXED) for dim in (64, 128, 256, 512)),
     *((torch.bfloat16, dim, PAIRS, Shift.ONLINE) for dim in (64, 128, 256)),
     (torch.bfloat16, 128, SQUARE, Shift.ONLINE),
     *((dtype, 128, PAIRS, shift) for dtype in (torch.float16, torch.float32) for shift in (Shift.FIXED, Shift.ONLINE)),
@@ -159,9 +168,9 @@ CASES = (
 
 #: Triton's types of what the kernels take; everything else is a size or a stride.
 POINTERS = {
-    **dict.fromkeys(("p_x0", "p_x1", "p_dx0", "p_dx1", "p_z"), ""),  # of the dtype of the rows
+    **dict.fromkeys(("p_x0", "p_x1", "p_dx0", "p_dx1", "p_z", "p_w"), ""),  # of the dtype of the rows
     **dict.fromkeys(("p_temperature", "p_inv_norm", "p_cosine", "p_scale", "p_top", "p_sum", "p_shift"), "fp32"),
-    **dict.fromkeys(("p_lse", "p_d", "p_losses", "p_grad", "p_unit", "p_weight", "p_rows", "p_radial"), "fp32"),
+    **dict.fromkeys(("p_lse", "p_d", "p_losses", "p_grad", "p_unit", "p_weight", "p_rows", "p_radial", "p_s"), "fp32"),
 }
 
 

@@ -1,0 +1,80 @@
+"""Σ_j W_ij z_j for wide rows in Triton: chunks of rows through the vendor's matrix product, W by a pointwise kernel.
+
+Where D is cut into chunks, `gradient_kernel` multiplies z zᵀ again for each of them; here it is multiplied once, and
+the similarities and weights of a chunk of rows go through memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hsv_kernels.ops.contrast.triton_tiles import LOG2E, Shift, candidates, fits_fixed_shift
+from hsv_kernels.ops.triton_utils import round_to
+
+__all__ = ["LARGEST_TILED_DIM", "pairwise_weight_kernel", "rows_by_matmul"]
+
+#: Above this D the matrix product is used: from there on tiles hold no whole row.
+LARGEST_TILED_DIM = 256
+
+BLOCK_M, BLOCK_N = 4, 512
+
+
+@triton.jit
+def pairwise_weight_kernel(
+    p_s, p_scale, p_shift, p_weight, p_w, i_first, R, M,
+    PAIRS: tl.constexpr, EXCLUDE_SELF: tl.constexpr, SHIFT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """W [R, M] of the rows i_first … from their products with all rows, p_s [R, M]."""
+    i_r = tl.program_id(0).to(tl.int64) * BLOCK_M
+    i_n = tl.program_id(1).to(tl.int64) * BLOCK_N
+    o_r, o_n = i_r + tl.arange(0, BLOCK_M), i_n + tl.arange(0, BLOCK_N)
+    o_m = i_first + o_r
+    m_r, m_n = o_r < R, o_n < M
+    m_rn = m_r[:, None] & m_n[None, :]
+    b_scale = tl.load(p_scale)
+
+    b_s = tl.load(p_s + o_r[:, None] * M + o_n[None, :], mask=m_rn, other=0) * (b_scale * LOG2E)
+    b_weight_m = tl.load(p_weight + o_m, mask=m_r, other=0)
+    b_weight_n = tl.load(p_weight + o_n, mask=m_n, other=0)
+    if SHIFT == 0:
+        b_w = tl.exp2(b_s) * (b_weight_m[:, None] + b_weight_n[None, :])
+    else:
+        online = True if SHIFT == 1 else not fits_fixed_shift(b_scale, M)
+        b_shift_m = tl.load(p_shift + o_m, mask=m_r & online, other=0)
+        b_shift_n = tl.load(p_shift + o_n, mask=m_n & online, other=0)
+        b_w = b_weight_m[:, None] * tl.exp2(b_s - b_shift_m[:, None])
+        b_w += b_weight_n[None, :] * tl.exp2(b_s - b_shift_n[None, :])
+    b_w = tl.where(candidates(i_first + i_r, i_n, M, PAIRS, EXCLUDE_SELF, BLOCK_M, BLOCK_N), b_w, 0)
+    tl.store(p_w + o_r[:, None] * M + o_n[None, :], round_to(b_w, p_w.dtype.element_ty), mask=m_rn)
+
+
+def rows_by_matmul(
+    z: Tensor, dim: int, scale: Tensor, shift: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+) -> Tensor:
+    """Σ_j W_ij z_j [1, M, dim], float32, from the weights [M] of `weight_kernel`; D rows at a time."""
+    m = z.shape[0]
+    rows = scale.new_empty(1, m, dim)
+    with torch.cuda.device_of(z), torch.autocast(z.device.type, enabled=False):
+        for first in range(0, m, dim):
+            chunk = z[first : first + dim]
+            s = product(chunk, z.T)
+            w = torch.empty_like(s, dtype=z.dtype)
+            pairwise_weight_kernel[(triton.cdiv(len(chunk), BLOCK_M), triton.cdiv(m, BLOCK_N))](
+                *(s, scale, shift, weight, w, first, len(chunk), m),
+                PAIRS=pairs,
+                EXCLUDE_SELF=exclude_self,
+                SHIFT=int(kind),
+                BLOCK_M=BLOCK_M,
+                BLOCK_N=BLOCK_N,
+            )
+            rows[0, first : first + dim] = product(w, z[:, :dim])
+    return rows
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in float32, of values of any floating-point dtype."""
+    if a.dtype == torch.float32:
+        return torch.mm(a, b)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
