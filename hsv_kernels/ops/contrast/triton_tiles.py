@@ -157,7 +157,7 @@ def tiles_of_rows(i_m, begin, end, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constex
     others skips where it meets the rows themselves, and `whole`.
     """
     BLOCK_O: tl.constexpr = max(BLOCK_M, BLOCK_N)
-    whole = (M // BLOCK_N * BLOCK_N).to(tl.int64)
+    whole = tl.cast(M, tl.int64) // BLOCK_N * BLOCK_N
     i_own = i_m // BLOCK_O * BLOCK_O
     own_end = tl.where((begin <= i_own) & (i_own < end), tl.minimum(i_own + BLOCK_O, end), i_own)
     own = tl.cdiv(own_end - i_own, BLOCK_N)
