@@ -46,15 +46,9 @@ def main() -> None:
     devices = sorted(path for path in RESULTS.glob("*") if path.is_dir() and newest(path))
     if not devices:
         sys.exit(f"no results under {RESULTS}: run make bench first")
-    print(write(RESULTS, PAGE).relative_to(ROOT))
-
-
-def write(folder: Path, to: Path) -> Path:
-    """The page of the newest results of each device under `folder`; its plots are written beside it."""
-    devices = sorted(path for path in folder.glob("*") if path.is_dir() and newest(path))
-    to.parent.mkdir(exist_ok=True)
-    to.write_text(render([(path.name, read(newest(path)[0]), _notes(path)) for path in devices], to.parent))
-    return to
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(render([(path.name, read(newest(path)[0]), _notes(path)) for path in devices], PAGE.parent))
+    print(PAGE.relative_to(ROOT))
 
 
 def _notes(folder: Path) -> str:

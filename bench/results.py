@@ -153,7 +153,7 @@ def read(path: Path) -> list[Row]:
 
 def newest(folder: Path) -> list[Path]:
     """Result files of a device, the newest first."""
-    return sorted(folder.glob("*.json"), key=lambda path: read(path)[0]["date"], reverse=True)
+    return sorted(folder.glob("*-*.json"), key=lambda path: read(path)[0]["date"], reverse=True)
 
 
 def slug(name: str) -> str:

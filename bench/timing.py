@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.cases import MODES, QUICK, Case, Provider
 from bench.clock import between, mark
 from bench.limits import Probe
+from hsv_kernels import BackendError
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the providers' values, relative to eager's
 
@@ -159,6 +160,8 @@ def failure(error: Exception) -> tuple[str, str]:
     """Status and reason of a row."""
     if isinstance(error, ImportError):
         return "not installed", sentence(error)
+    if isinstance(error, BackendError):
+        return "not served", sentence(error)
     return "out of memory" if isinstance(error, torch.OutOfMemoryError) else "failed", sentence(error)
 
 

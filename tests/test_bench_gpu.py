@@ -206,7 +206,7 @@ def test_a_crash_is_blamed_on_its_case_and_the_part_goes_on(
     assert not codes and not begun.exists()
     assert {r["reason"] for r in found.rows.values()} == {"the process ended with -11 after 0 s"}
     assert list(parts.unmeasured("contrast", found, False)) == ["later, M = 1, float32: forward, training"]
-    assert len(list(parts.failures_of_hsv("contrast", found, False))) == 3
+    assert len(list(parts.without_times("contrast", found, False))) == 3
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(10, 0), (400, 12)])
@@ -361,7 +361,9 @@ def test_page_without_a_gpu_says_that_nothing_was_measured(tmp_path: Path) -> No
     assert text.count("| not measured |\n") >= len(TARGETS)
 
 
-def test_outcomes_are_kept_and_only_what_has_not_passed_runs_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_outcomes_are_kept_and_only_what_has_not_passed_runs_again(tmp_path: Path, side_by_side: bool) -> None:
+    """Under pytest-xdist too, where it is installed."""
     tests = tmp_path / "test_some.py"
     tests.write_text(
         "import pathlib, pytest\n"
@@ -370,7 +372,7 @@ def test_outcomes_are_kept_and_only_what_has_not_passed_runs_again(tmp_path: Pat
         "@pytest.mark.skip(reason='not here')\n"
         "def test_is_skipped(): pass\n"
     )
-    groups = {str(tests): False}
+    groups = {str(tests): side_by_side}
     first = run_tests(tmp_path / "results", Deadline(100), groups)
     assert [first.count(outcome) for outcome in ("passed", "failed", "skipped")] == [1, 1, 1]
     assert not first.not_reached and not first.notes

@@ -17,13 +17,15 @@ from bench import page, results
 from bench.gpu.build import build
 from bench.gpu.cases import PARTS
 from bench.gpu.child import PART_SECONDS, Deadline
-from bench.gpu.parts import failures_of_hsv, measure_part, stored, unmeasured
+from bench.gpu.parts import measure_part, unmeasured, without_times
 from bench.gpu.rehearsal import rehearse
-from bench.gpu.store import fingerprint
+from bench.gpu.store import fingerprint, stored
 from bench.gpu.suite import Tested, run_tests
 from bench.results import RESULTS, Row
+from bench.tables import shape
 
 COMPLETE, FAILED, LEFT, REHEARSED = 0, 1, 3, 4
+FAILURES = ("failed", "out of memory")  # of hsv; what is not installed or not served is said, and is none
 BUILT = ("test", "memory-bound")  # the parts that use the compiled kernels
 
 
@@ -67,14 +69,16 @@ def report_tests(tested: Tested) -> int:
 
 def report_rows(part: str, folder: Path, origin: Row, deadline: Deadline, full: bool) -> int:
     store = measure_part(part, folder, origin, deadline, full)
-    left, failed = list(unmeasured(part, store, full)), list(failures_of_hsv(part, store, full))
+    left, empty = list(unmeasured(part, store, full)), list(without_times(part, store, full))
     print(f"\n{part}: {len(store.rows)} rows in {folder}")
-    print("\n".join([f"  failed: {what}" for what in failed] + [f"  not reached: {what}" for what in left]))
-    return FAILED if failed else LEFT if left else COMPLETE
+    for row in empty:
+        print(f"  {row['status']}: {row['operation']}, {shape(row)}, {row['mode']}, {row['provider']}: {row['reason']}")
+    print("\n".join(f"  not reached: {what}" for what in left))
+    return FAILED if any(row["status"] in FAILURES for row in empty) else LEFT if left else COMPLETE
 
 
 def write(folder: Path, origin: Row) -> None:
-    """The rows as an array, and docs/speed.md or, for results elsewhere, a page beside them."""
+    """The rows as an array and, where they lie among the committed results, docs/speed.md."""
     store = stored(folder, origin)
     if not store.rows:
         return
@@ -83,7 +87,7 @@ def write(folder: Path, origin: Row) -> None:
     if folder.parent == RESULTS:
         page.main()
     else:
-        print(page.write(folder.parent, folder.parent / "speed.md"))
+        print(f"in {RESULTS.relative_to(results.ROOT)} `python -m bench.page` makes docs/speed.md of it")
 
 
 if __name__ == "__main__":

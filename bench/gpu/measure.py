@@ -1,6 +1,6 @@
 """Measures the cases of one part, in a process that may be ended at any time.
 
-    python -m bench.gpu.measure contrast --rows FILE --until SECONDS [--full]
+    python -m bench.gpu.measure contrast --folder FOLDER --until SECONDS [--full]
 
 Every provider's value and gradient are compared with float64 before it is timed. What has its row is not measured
 again. Exits with OUT_OF_TIME when cases are left, and with DEVICE_LOST when a provider broke the device's context.
@@ -19,7 +19,7 @@ from bench import results
 from bench.cases import DEVICE, MODES, Case
 from bench.clock import between, mark
 from bench.gpu.cases import PARTS
-from bench.gpu.store import Store, about, fingerprint, key
+from bench.gpu.store import Store, about, fingerprint, key, stored
 from bench.results import Row
 from bench.tables import milliseconds
 from bench.timing import Call, failure, time_rounds
@@ -108,7 +108,7 @@ def prepare(case: Case, names: list[str], failures: Failures) -> tuple[dict[str,
             calls[name] = call
         except Exception as error:
             failures[name] = failure(error)
-            del error
+        if name in failures:  # outside of the handler, which keeps what the failed call allocated
             recover(name)
     return calls, facts
 
@@ -171,6 +171,7 @@ def captured(calls: dict[str, Call], failures: Failures) -> dict[str, Replays]:
         except Exception as error:
             status, reason = failure(error)
             failures[name] = status, f"not captured in a CUDA graph: {reason}"
+        if name in failures:
             recover(name)
     return graphs
 
@@ -212,14 +213,14 @@ def rates_of(store: Store) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--rows", type=Path, required=True, help="lines of JSON; rows that are there are not measured")
+    parser.add_argument("--folder", type=Path, required=True, help="takes rows.jsonl; what is there is not measured")
     parser.add_argument("--until", type=float, required=True, help="begin no case after this time, seconds since 1970")
     parser.add_argument("--full", action="store_true", help="every dimension, and float32")
     options = parser.parse_args()
-    store = Store(options.rows, results.origin() | {"code": fingerprint()}, [options.rows.parent])
+    store = stored(options.folder, results.origin() | {"code": fingerprint()})
     rates = rates_of(store)
     rehearsal = DEVICE == "cpu"
-    begun = options.rows.with_name("begun.json")
+    begun = options.folder / "begun.json"
     for case in PARTS[options.part](options.full):
         names = [name for name in case.providers if not rehearsal or name in REHEARSED]
         kinds = [kind for kind in case.kinds if not rehearsal or kind != "graph"]

@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import results
 from bench.gpu.cases import PARTS
 from bench.gpu.child import Deadline, run
 from bench.gpu.measure import DEVICE_LOST, OUT_OF_TIME, append_failure
-from bench.gpu.store import Store
-from bench.results import RESULTS, Row
+from bench.gpu.store import Store, stored
+from bench.results import Row
 
 RESTARTS = 20  # of the process of one part, each after the end of another
 
@@ -19,7 +18,7 @@ RESTARTS = 20  # of the process of one part, each after the end of another
 def measure_part(part: str, folder: Path, origin: Row, deadline: Deadline, full: bool) -> Store:
     """Runs processes that measure the part, a new one where one broke, and gives all rows that there are."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "bench.gpu.measure", part, "--rows", str(folder / "rows.jsonl")]
+    command = [sys.executable, "-m", "bench.gpu.measure", part, "--folder", str(folder)]
     command += ["--until", str(deadline.last_begin), *(["--full"] if full else [])]
     for _ in range(RESTARTS):
         code = run(command, deadline.left(), {"PYTHONUNBUFFERED": "1"})
@@ -30,11 +29,6 @@ def measure_part(part: str, folder: Path, origin: Row, deadline: Deadline, full:
     if code is None:
         blame(part, folder, origin, "not over", full, least_seconds=deadline.seconds / 2)
     return stored(folder, origin)
-
-
-def stored(folder: Path, origin: Row) -> Store:
-    """The rows of this code and device in `folder` and among the committed results."""
-    return Store(folder / "rows.jsonl", origin, dict.fromkeys([folder, results.folder_of(origin, RESULTS)]))
 
 
 def blame(part: str, folder: Path, origin: Row, reason: str, full: bool, least_seconds: float = 0) -> bool:
@@ -64,9 +58,9 @@ def unmeasured(part: str, store: Store, full: bool) -> Iterator[str]:
             yield f"{case.title}: {', '.join(kinds)}"
 
 
-def failures_of_hsv(part: str, store: Store, full: bool) -> Iterator[str]:
-    """hsv's rows of the part that hold no time, with the reason."""
+def without_times(part: str, store: Store, full: bool) -> Iterator[Row]:
+    """hsv's rows of the part that hold no time, the reason in them."""
     operations = {case.operation for case in PARTS[part](full)}
     for row in store.rows.values():
         if row["operation"] in operations and str(row["provider"]).startswith("hsv") and row["status"] != "ok":
-            yield f"{row['operation']} {row['shape']}, {row['mode']}, {row['provider']}: {row['reason']}"
+            yield row

@@ -48,7 +48,7 @@ def _benchmark(part: str, folder: Path, deadline: Deadline) -> str:
     """Measures twice, to see that the second time nothing is measured again."""
     folder.mkdir()
     lines = folder / "rows.jsonl"
-    command = [sys.executable, "-m", "bench.gpu.measure", part, "--rows", str(lines)]
+    command = [sys.executable, "-m", "bench.gpu.measure", part, "--folder", str(folder)]
     command += ["--until", str(deadline.last_begin)]
     codes, counts = [], []
     for _ in range(2):

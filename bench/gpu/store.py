@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 
 from bench.cases import MODES, Case
-from bench.results import ROOT, Row, read, read_lines
+from bench.results import RESULTS, ROOT, Row, folder_of, read, read_lines
 
 MEASURED = ("operation", "shape", "products", "mode", "provider")  # what a row is about
 SAME = ("device", "code", "torch", "triton")  # rows of other values say nothing about this machine and code
 SOURCES = ("hsv", "hsv_kernels", "csrc", "bench", "setup.py", "CMakeLists.txt")
+PRESENTATION = {"check.py", "figures.py", "page.py", "plots.py", "rehearsal.py", "tables.py", "targets.py"}
 
 
 @cache
@@ -22,7 +23,7 @@ def fingerprint(names: tuple[str, ...] = SOURCES) -> str:
     for name in names:
         paths = sorted((ROOT / name).rglob("*")) if (ROOT / name).is_dir() else [ROOT / name]
         for path in paths:
-            if path.suffix in (".py", ".h", ".cpp", ".cu", ".yaml", ".txt"):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".yaml", ".txt") and path.name not in PRESENTATION:
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -41,13 +42,14 @@ class Store:
     Args:
         path: lines of JSON, made on the first row.
         origin: the fields that all rows of this run share.
-        folders: of result files, whose rows of the same device, code and versions count as measured.
+        folders: of results, arrays or lines, whose rows of the same device, code and versions count as measured.
     """
 
     def __init__(self, path: Path, origin: Row, folders: Iterable[Path] = ()) -> None:
         self.path, self.origin = path, origin
-        known = [row for folder in folders for file in sorted(folder.glob("*.json")) for row in read(file)]
-        known += whole_lines(path)
+        known = [row for folder in folders for file in sorted(folder.glob("*-*.json")) for row in read(file)]
+        lines = dict.fromkeys([*(folder / path.name for folder in folders), path])
+        known += [row for file in lines for row in whole_lines(file)]
         own = [row for row in known if "code" in row and identity(row) == identity(origin)]
         self.rows: dict[str, Row] = {key(row): row for row in own}
 
@@ -66,6 +68,11 @@ class Store:
 
     def lacks(self, case: Case, kind: str, provider: str) -> bool:
         return any(key(about(case, mode, provider)) not in self.rows for mode in MODES[kind])
+
+
+def stored(folder: Path, origin: Row, name: str = "rows.jsonl") -> Store:
+    """What is known of this code and device: in `folder` and among the committed results."""
+    return Store(folder / name, origin, list(dict.fromkeys([folder, folder_of(origin, RESULTS)])))
 
 
 def about(case: Case, mode: str, provider: str) -> Row:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import results
 from bench.gpu.child import Deadline, run
-from bench.gpu.store import SOURCES, Store, fingerprint
+from bench.gpu.store import SOURCES, Store, fingerprint, stored
 
 GROUPS = {"tests/gpu": False, "tests/kernels": True}  # whether several tests may run side by side
 MOST_SIDE_BY_SIDE = 8
@@ -35,7 +35,7 @@ def run_tests(folder: Path, deadline: Deadline, groups: dict[str, bool] = GROUPS
             tested.notes.append(f"{module} is not installed: no test runs")
             return tested
     origin = results.origin() | {"code": fingerprint((*SOURCES, "tests"))}
-    store = Store(folder / "tests.jsonl", origin)
+    store = stored(folder, origin, "tests.jsonl")
     for group, side_by_side in groups.items():
         _run_group(group, side_by_side, store, deadline, tested)
     tested.outcomes = {str(row["test"]): row for row in store.rows.values()}

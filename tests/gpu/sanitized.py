@@ -1,5 +1,9 @@
-"""Runs every kernel in CUDA C++ at ragged sizes, under compute-sanitizer: python -m tests.gpu.sanitized."""
+"""Runs every kernel in CUDA C++ at ragged sizes, under compute-sanitizer: python -m tests.gpu.sanitized [--planted]
 
+--planted reads out of bounds instead, to see that the sanitizer looks at these kernels at all.
+"""
+
+import sys
 from itertools import product
 
 import torch
@@ -10,7 +14,12 @@ from hsv_kernels.backends import OPERATIONS, BackendError
 FINISHED = "every CUDA kernel ran"
 
 
-def main() -> None:
+def read_out_of_bounds() -> None:
+    tokens = torch.randn(1, 4, 32, device="cuda")
+    gather_tokens(tokens, torch.tensor([[1 << 30]], device="cuda"), backend="cuda")
+
+
+def run_all() -> None:
     for (batch, rows), keep, dtype in product(((1, 1), (3, 5), (2, 17)), (1, 4), (torch.float32, torch.bfloat16)):
         patches = rows * 3
         ids, restore, mask = random_masking(
@@ -30,9 +39,12 @@ def main() -> None:
         if "cuda" in OPERATIONS["reconstruction"]:
             pred = torch.randn(batch, patches, 48, dtype=dtype, device="cuda", requires_grad=True)
             masked_mse(pred, images.detach(), mask, 4, backend="cuda").backward()
-    torch.cuda.synchronize()
-    print(FINISHED)
 
 
 if __name__ == "__main__":
-    main()
+    if "--planted" in sys.argv:
+        read_out_of_bounds()
+    else:
+        run_all()
+    torch.cuda.synchronize()
+    print(FINISHED)
