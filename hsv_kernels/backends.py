@@ -97,10 +97,8 @@ def _say_reference(operation: str, reason: str) -> None:
     _warn_once(operation, reason)
 
 
-def resolve(operation: str, tensor: torch.Tensor, backend: str | None, lacking: dict[str, str] | None = None) -> str:
+def resolve(operation: str, tensor: torch.Tensor, backend: str | None) -> str:
     """Name of the backend that serves `operation` for this tensor.
-
-    `lacking` says why backends that serve the operation do not serve the form that this call asks for.
 
     `backend` None means the one of the surrounding `use_backend`, or auto. auto takes cpu for CPU tensors, triton for
     CUDA tensors, and the reference, with one warning, where these cannot serve. Raises ValueError for an unknown name
@@ -108,12 +106,11 @@ def resolve(operation: str, tensor: torch.Tensor, backend: str | None, lacking: 
     """
     name = _current.get() if backend is None else _check_name(backend)
     if name != "auto":
-        reason = why_not(operation, name, tensor.device, tensor.dtype)
-        if reason := reason or (lacking or {}).get(name):
+        if reason := why_not(operation, name, tensor.device, tensor.dtype):
             raise BackendError(f"backend {name!r} cannot serve {operation}: {reason}")
         return name
     name = _AUTO.get(tensor.device.type, "reference")
-    reason = why_not(operation, name, tensor.device, tensor.dtype) or (lacking or {}).get(name)
+    reason = why_not(operation, name, tensor.device, tensor.dtype)
     if name == "reference":
         reason = f"no kernels for {tensor.device.type} tensors"
     if reason is None:

@@ -118,9 +118,9 @@ def similarity_logsumexp(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
-        IndexError: a positive column that k does not have (on the CPU; undefined on other devices).
-        BackendError: a named backend that does not serve this form: triton serves k=None without self_offset, positive
-            and labels, cpu and the reference serve all of them.
+        IndexError: a positive column that k does not have (on the CPU, and elsewhere with HSV_CHECK=1, which waits for
+            the device; undefined without).
+        BackendError: a named backend that cannot serve the call.
     """
     check_floating("q", q)
     check_shape("q", q, "n", "D")
@@ -139,8 +139,7 @@ def similarity_logsumexp(
     _check_labels(q_labels, k_labels, q, keys)
     bfloat16 = check_dot_dtype(dot_dtype, q)
     form = contrast.Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
-    name = resolve("contrast", q, backend, contrast.lacking(k, form))
-    return contrast.similarity_logsumexp(q, k, scale, form, backend=name)
+    return contrast.similarity_logsumexp(q, k, scale, form, backend=resolve("contrast", q, backend))
 
 
 def _check_positive(positive: Tensor | None, q: Tensor) -> None:

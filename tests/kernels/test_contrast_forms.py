@@ -1,4 +1,4 @@
-"""What the contrast functions refuse, which backend serves them, and the forms that Triton does not serve."""
+"""What the contrast functions refuse, which backend serves them, and the rectangular forms of the logsumexp."""
 
 import warnings
 from collections.abc import Callable
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from hsv_kernels import BackendError, NTXentLoss, backends, nt_xent, similarity_logsumexp, use_backend
 from hsv_kernels.backends import _warn_once, resolve, why_not
-from tests.kernels.cases import usable_backends
+from tests.kernels.cases import device_of, serves, usable_backends
 
 COMPILED = usable_backends("contrast", reference=False)
-ALL_FORMS = [name for name in usable_backends("contrast") if name != "triton"]
+ALL = usable_backends("contrast")
+EXACT = [name for name in ALL if serves("contrast", name, torch.float64)]
 Z = torch.ones(4, 3)
 
 
@@ -152,32 +153,21 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+def moved(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backend", COMPILED)
 def test_who_serves_other_forms(backend: str, form: str) -> None:
     q = torch.randn(4, 3)
     expected = similarity_logsumexp(q, scale=1.0, backend="reference", **FORMS[form])
-    if backend == "triton":
-        with pytest.raises(BackendError, match="is served by cpu and reference alone"):
-            similarity_logsumexp(q, scale=1.0, backend=backend, **FORMS[form])
-    else:
-        torch.testing.assert_close(similarity_logsumexp(q, scale=1.0, backend=backend, **FORMS[form]), expected)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            torch.testing.assert_close(similarity_logsumexp(q, scale=1.0, **FORMS[form]), expected)
-
-
-def test_a_form_that_the_chosen_backend_lacks() -> None:
-    """auto warns once and takes the reference; a backend by name raises; the others serve."""
-    _warn_once.cache_clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        names = [resolve("contrast", Z, None, lacking={"cpu": "a form that the test invents"}) for _ in range(2)]
-    assert names == ["reference"] * 2
-    assert len(caught) == 1 and "runs its reference operation: a form that" in str(caught[0].message)
-    with pytest.raises(BackendError, match="'cpu' cannot serve contrast: a form that the test invents"):
-        resolve("contrast", Z, "cpu", lacking={"cpu": "a form that the test invents"})
-    assert resolve("contrast", Z, "reference", lacking={"cpu": "a form that the test invents"}) == "reference"
+    q, options = q.to(device_of(backend)), moved(FORMS[form], device_of(backend))
+    found = similarity_logsumexp(q, scale=1.0, backend=backend, **options)
+    torch.testing.assert_close(found, expected, check_device=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        torch.testing.assert_close(similarity_logsumexp(q, scale=1.0, **options), expected, check_device=False)
 
 
 @pytest.mark.parametrize("call", [lambda: nt_xent(Z, Z), lambda: similarity_logsumexp(Z, Z, scale=1.0)])
@@ -191,11 +181,12 @@ def test_the_warning_names_the_line_of_the_caller(call: Callable[[], object], mo
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backend", ALL_FORMS)
+@pytest.mark.parametrize("backend", ALL)
 def test_other_forms_compile_whole(backend: str, form: str) -> None:
     torch.compiler.reset()
-    options = {"backend": backend, "scale": 1.0, **FORMS[form]}
-    expected = similarity_logsumexp(q := torch.randn(4, 3, requires_grad=True), **options)
+    device = device_of(backend)
+    options = {"backend": backend, "scale": 1.0, **moved(FORMS[form], device)}
+    expected = similarity_logsumexp(q := torch.randn(4, 3, device=device, requires_grad=True), **options)
     compiled = torch.compile(lambda q: similarity_logsumexp(q, **options), fullgraph=True, backend="aot_eager")
     found = compiled(q)
     torch.testing.assert_close(found, expected)
@@ -205,7 +196,7 @@ def test_other_forms_compile_whole(backend: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backend", ALL_FORMS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_other_forms_against_loops(backend: str, form: str) -> None:
     q, scale, options = torch.randn(4, 3, dtype=torch.float64), -1.7, dict(FORMS[form])
     for name in ("k", "positive"):
@@ -230,7 +221,7 @@ def test_other_forms_against_loops(backend: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backend", ALL_FORMS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_other_forms_have_gradients(backend: str, form: str) -> None:
     options = {
         name: value.double().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -247,12 +238,13 @@ def test_other_forms_have_gradients(backend: str, form: str) -> None:
     assert torch.autograd.gradcheck(run, (q, scale.requires_grad_(), *(options[name] for name in tensors)))
 
 
-@pytest.mark.parametrize("backend", ALL_FORMS)
+@pytest.mark.parametrize("backend", ALL)
 def test_a_row_without_candidates(backend: str) -> None:
     """Every column has the label of row 0: its sum is empty, and its gradient zero."""
-    q = torch.randn(3, 4, requires_grad=True)
-    k = torch.randn(2, 4, requires_grad=True)
-    labels = {"q_labels": torch.tensor([5, 6, 6]), "k_labels": torch.tensor([5, 5])}
+    device = device_of(backend)
+    q = torch.randn(3, 4, device=device, requires_grad=True)
+    k = torch.randn(2, 4, device=device, requires_grad=True)
+    labels = moved({"q_labels": torch.tensor([5, 6, 6]), "k_labels": torch.tensor([5, 5])}, device)
     lse = similarity_logsumexp(q, k, scale=2.0, backend=backend, **labels)
     assert lse[0] == -torch.inf and lse[1:].isfinite().all()
     dq, dk = torch.autograd.grad(lse.sum(), (q, k))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.contrast import cpu_rectangle as rectangle
+from hsv_kernels.ops.contrast import cpu_rectangle
+from hsv_kernels.ops.contrast.rectangle import Form, logsumexp_backward
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _STRIP = 32  # csrc/cpu/contrast.h, kStrip
@@ -106,8 +107,8 @@ def square_logsumexp_forward(
     sums [2, n], of which 2^sums[0] · sums[1] is exp(lse), where the scale is positive.
     """
     if not float(scale) > 0:  # the symmetric path shares √scale between both sides
-        form = rectangle.Form(exclude_self, 0, None, None, None, bfloat16)
-        return rectangle.logsumexp_forward(q, None, scale, form, False, False)[0], _row_values(q, 2, len(q)).zero_()
+        form = Form(exclude_self, 0, None, None, None, bfloat16)
+        return cpu_rectangle.logsumexp_forward(q, None, scale, form, False, False)[0], _row_values(q, 2, len(q)).zero_()
     problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
     lse, sums = _row_values(q, len(q)), _row_values(q, 2, len(q))
     workspace = _workspace(problem, backward=False)
@@ -129,10 +130,10 @@ def square_logsumexp_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · lse_i: dq, the sum of both roles of q (None unless need_q), and dscale likewise."""
     if not float(scale) > 0:
-        form = rectangle.Form(exclude_self, 0, None, None, None, bfloat16)
-        saved = rectangle.logsumexp_forward(q, None, scale, form, True, need_q)[2]
-        needs = need_q, False, need_scale, False
-        dq, _, dscale, _ = rectangle.logsumexp_backward(grad, None, q, None, True, scale, form, saved, *needs)
+        form = Form(exclude_self, 0, None, None, None, bfloat16)
+        saved = cpu_rectangle.logsumexp_forward(q, None, scale, form, True, need_q)[2]
+        needs = need_q, False, need_scale, False, cpu_rectangle.key_gradient
+        dq, _, dscale, _ = logsumexp_backward(grad, None, q, None, True, scale, form, saved, *needs)
         return dq, dscale
     problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
     saved = [grad.to(sums.dtype).contiguous(), sums.contiguous(), None]

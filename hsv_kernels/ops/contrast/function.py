@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hsv_kernels.ops.contrast import reference
 from hsv_kernels.ops.contrast.cpu import kept_values
-from hsv_kernels.ops.contrast.cpu_rectangle import Form
+from hsv_kernels.ops.contrast.rectangle import Form
 from hsv_kernels.ops.contrast.reference import accumulation_dtype
 from hsv_kernels.ops.contrast.similarity_logsumexp import similarity_logsumexp as _rectangle_logsumexp
 from hsv_kernels.ops.operators import backward_operator, differentiable, reference_operator
@@ -60,23 +60,17 @@ def _fits(z0: Tensor) -> bool:
 def similarity_logsumexp(
     q: Tensor, k: Tensor | None, scale: float | Tensor, form: Form, *, backend: str
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """lse [n], or (d, positive_logit) with positives; `backend` comes from `resolve`, told what is `lacking`."""
+    """lse [n], or (d, positive_logit) with positives."""
     if backend == "reference":
         return _reference_similarity_logsumexp(q, k, scale, *form)
     if is_square(k, form):
         return _differentiable_square_logsumexp(q, _scalar(scale, q), form.exclude_self, form.bfloat16, backend)[0]
-    return _rectangle_logsumexp(q, k, _scalar(scale, q), form)
+    return _rectangle_logsumexp(q, k, _scalar(scale, q), form, backend=backend)
 
 
 def is_square(k: Tensor | None, form: Form) -> bool:
-    """Whether q is held against itself and nothing but the diagonal is left out: every backend serves that."""
+    """Whether q is held against itself and nothing but the diagonal is left out: a problem with a symmetry to it."""
     return k is None and form.self_offset == 0 and form.positive is None and form.q_labels is None
-
-
-def lacking(k: Tensor | None, form: Form) -> dict[str, str]:
-    """Why backends do not serve this form, as `resolve` takes it: triton serves the square form alone."""
-    reason = "similarity_logsumexp with k, self_offset, positive or labels is served by cpu and reference alone"
-    return {} if is_square(k, form) else {"triton": reason}
 
 
 def has_fixed_shift(temperature: float, rows: int) -> bool:

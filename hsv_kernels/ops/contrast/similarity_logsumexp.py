@@ -1,15 +1,19 @@
 """similarity_logsumexp of any queries and keys as a custom operator with its gradients."""
 
+import os
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hsv_kernels.ops.contrast.cpu_rectangle import Form, Saved, logsumexp_backward, logsumexp_forward
+from hsv_kernels.ops.contrast.rectangle import Form, Saved, check_columns, logsumexp_backward
 from hsv_kernels.ops.operators import backward_operator, differentiable
 
 
-def similarity_logsumexp(q: Tensor, k: Tensor | None, scale: Tensor, form: Form) -> Tensor | tuple[Tensor, Tensor]:
+def similarity_logsumexp(
+    q: Tensor, k: Tensor | None, scale: Tensor, form: Form, *, backend: str
+) -> Tensor | tuple[Tensor, Tensor]:
     """lse [n], or (d, positive_logit) with positives; k=None is q, `scale` 0-dim, of the accumulation dtype.
 
     What the forward keeps for backward is decided here, before the operator: it cannot see which of its tensors require
@@ -19,8 +23,16 @@ def similarity_logsumexp(q: Tensor, k: Tensor | None, scale: Tensor, form: Form)
     recording = torch.is_grad_enabled()
     need_q = recording and (q.requires_grad or scale.requires_grad)
     need_k = recording and (q if k is None else k).requires_grad
-    lse, positive_logit, *_ = _differentiable(q, k, scale, *form, need_q, need_k)
+    lse, positive_logit, *_ = _differentiable(q, k, scale, *form, need_q, need_k, backend)
     return lse if form.positive is None else (lse, positive_logit)
+
+
+def _kernels(backend: str) -> ModuleType:
+    if backend == "cpu":
+        from hsv_kernels.ops.contrast import cpu_rectangle as kernels
+    else:
+        from hsv_kernels.ops.contrast import triton_rectangle as kernels
+    return kernels
 
 
 @torch.library.custom_op("hsv_kernels::similarity_logsumexp", mutates_args=())
@@ -36,10 +48,13 @@ def _forward(
     bfloat16: bool,
     need_q: bool,
     need_k: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """lse or d [n]; positive logits [n]; and the fields of `Saved`. Empty where there are none."""
     form = Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
-    lse, positive_logit, saved = logsumexp_forward(q, k, scale, form, need_q, need_k)
+    if form.columns is not None and (q.device.type == "cpu" or os.environ.get("HSV_CHECK", "0") == "1"):
+        check_columns(form.columns, (q if k is None else k).shape[0])
+    lse, positive_logit, saved = _kernels(backend).logsumexp_forward(q, k, scale, form, need_q, need_k)
     logit, mean_key, rows, log2_sum = (scale.new_empty(0) if x is None else x for x in (positive_logit, *saved))
     return lse, logit, mean_key, rows, log2_sum
 
@@ -57,6 +72,7 @@ def _(
     bfloat16: bool,
     need_q: bool,
     need_k: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n = q.shape[0]
     gathers = need_q and positive is not None and positive.dim() == 1
@@ -90,6 +106,7 @@ def _backward(
     need_k: bool,
     need_scale: bool,
     need_positive: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dscale, dpositive), empty where not needed."""
     form = Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
@@ -97,7 +114,9 @@ def _backward(
     needs = need_q, need_k, need_scale, need_positive
     dq, dk, dscale, dpositive = (
         scale.new_empty(0) if x is None else x
-        for x in logsumexp_backward(grad, positive_grad, q, k, square, scale, form, saved, *needs)
+        for x in logsumexp_backward(
+            *(grad, positive_grad, q, k, square, scale, form, saved, *needs), _kernels(backend).key_gradient
+        )
     )
     return dq, dk, dscale, dpositive
 
@@ -123,6 +142,7 @@ def _(
     need_k: bool,
     need_scale: bool,
     need_positive: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dscale, dpositive = (
         torch.empty(x.shape, dtype=x.dtype, device=q.device) if needed else scale.new_empty(0)
@@ -132,7 +152,8 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels, bfloat16, ctx.need_q, ctx.need_k = inputs
+    q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels, bfloat16, *others = inputs
+    ctx.need_q, ctx.need_k, ctx.backend = others
     ctx.square, ctx.numbers, ctx.positives = k is None, (exclude_self, self_offset, bfloat16), positive is not None
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1 if positive is None else 2 :])
@@ -152,9 +173,9 @@ def _gradient(ctx: Any, grad: Tensor | None, positive_grad: Tensor | None, *_: A
         positive_grad = None
     form = exclude_self, self_offset, positive, q_labels, k_labels, bfloat16
     needs = need_q, need_k, need_scale, need_positive
-    found = _raising_backward(grad, positive_grad, q, k, ctx.square, scale, *form, *saved, *needs)
+    found = _raising_backward(grad, positive_grad, q, k, ctx.square, scale, *form, *saved, *needs, ctx.backend)
     dq, dk, dscale, dpositive = (x if needed else None for x, needed in zip(found, needs, strict=True))
-    return dq, dk, dscale, None, None, dpositive, None, None, None, None, None
+    return dq, dk, dscale, None, None, dpositive, None, None, None, None, None, None
 
 
 _raising_backward = backward_operator(_backward, "similarity_logsumexp")

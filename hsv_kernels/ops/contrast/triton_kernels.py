@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsv_kernels.ops.contrast import triton_matmul
+from hsv_kernels.ops.contrast import triton_matmul, triton_rectangle
 from hsv_kernels.ops.contrast.triton_gradient import gradient_kernel, weight_kernel, weighted_rows
 from hsv_kernels.ops.contrast.triton_logsumexp import logsumexp, logsumexp_kernel, merge_kernel, online_kernel
 from hsv_kernels.ops.contrast.triton_matmul import pairwise_weight_kernel
@@ -149,6 +149,7 @@ def configurations() -> Iterator[Configuration]:
                 constexprs = {**PAIRS, "SHIFT": int(Shift.DEVICE), "NEED_Z": True, "WIDTH": 128}
                 constexprs |= {"num_warps": 4, "num_stages": 3, **blocks}
                 yield _configuration(kernel, "bf16", constexprs, architecture, matrix=False)
+    yield from triton_rectangle.configurations()
 
 
 ROWWISE = {
