@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -30,12 +31,14 @@ class Provider:
         dtype: of the inputs.
         note: where it computes something slightly different.
         compared: whether its value is checked against eager's.
+        around: a context in which it is called, gradients included.
     """
 
     make: Callable[[], Callable[..., Tensor]]
     dtype: torch.dtype = torch.float32
     note: str = ""
     compared: bool = True
+    around: Callable[[], AbstractContextManager] = nullcontext
 
 
 @dataclass(frozen=True)

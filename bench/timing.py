@@ -36,14 +36,17 @@ class Call:
     """A provider on its inputs, ready to be timed; each call takes the next set of them."""
 
     def __init__(self, case: Case, provider: Provider) -> None:
-        self.function = provider.make()
+        self.function, self.around = provider.make(), provider.around
         self.sets = [case.inputs(provider.dtype) for _ in range(case.sets)]
         self.upstream: Tensor | None = None
         self._turn = cycle(self.sets)
 
     def __call__(self, kind: str) -> tuple[dict[str, float], Tensor]:
         """Seconds by mode, and the value."""
-        inputs = next(self._turn)
+        with self.around():
+            return self._timed(kind, next(self._turn))
+
+    def _timed(self, kind: str, inputs: tuple[Tensor, ...]) -> tuple[dict[str, float], Tensor]:
         if kind == "step":
             begin = mark()
             value = self.function(*inputs)

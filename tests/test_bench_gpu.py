@@ -268,6 +268,17 @@ def test_the_limits_are_those_of_the_work(monkeypatch: pytest.MonkeyPatch) -> No
         assert 1e3 * least == pytest.approx(milliseconds, rel=0.02), found.title
 
 
+def test_both_ways_of_the_gradient_are_timed_and_the_choice_comes_back() -> None:
+    matmul = pytest.importorskip("hsv_kernels.ops.contrast.triton_matmul")
+    seen, usual = {}, matmul.LARGEST_TILED_DIM
+    found = cases.crossing_case(512, 64)
+    for name, provider in found.providers.items():
+        with provider.around():
+            seen[name] = matmul.LARGEST_TILED_DIM >= 512
+    assert seen == {"hsv": usual >= 512, "hsv, tiles": True, "hsv, matrix product": False}
+    assert usual == matmul.LARGEST_TILED_DIM
+
+
 def test_memory_bound_inputs_exceed_the_cache() -> None:
     for batch in (256, 4096):
         for found in (cases.masking_case(batch), cases.restore_case(batch), cases.reconstruction_case(batch)):

@@ -4,10 +4,12 @@ import importlib.util
 import os
 import shutil
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from bench.gpu.child import run
 from bench.results import ROOT
+from hsv_kernels.backends import compiled_module
 
 
 def find_nvcc() -> str | None:
@@ -46,10 +48,12 @@ def build(seconds: float) -> list[str]:
 
 
 def up_to_date() -> bool:
-    modules = list((ROOT / "hsv_kernels").glob("_C*.so"))
+    """Whether this Python's module is newer than its sources and has, where nvcc is there, the CUDA kernels."""
+    modules = [path for suffix in EXTENSION_SUFFIXES if (path := ROOT / "hsv_kernels" / f"_C{suffix}").exists()]
     sources = [ROOT / "CMakeLists.txt", *(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
     newest = max(path.stat().st_mtime for path in sources)
-    return any(module.stat().st_mtime > newest for module in modules)
+    complete = not find_nvcc() or getattr(compiled_module(), "has_cuda", False)
+    return complete and any(module.stat().st_mtime > newest for module in modules)
 
 
 def _path() -> str:

@@ -5,7 +5,8 @@ backward that computes similarities again.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 
@@ -79,6 +80,37 @@ def nt_xent_case(products: str, dim: int, m: int) -> Case:
             "linear_cross_entropy": library(p.chunked_nt_xent, products, "column i of row i is taken off afterwards"),
         },
         kinds=(*KINDS, "graph") if m <= SMALL else KINDS,
+        work=nt_xent_work(m, dim),
+        truth=truth.nt_xent,
+    )
+
+
+@contextmanager
+def tiles_up_to(dim: int) -> Iterator[None]:
+    """The gradient by tiles for rows of at most `dim` values, by the vendor's matrix product for wider ones."""
+    from hsv_kernels.ops.contrast import triton_matmul
+
+    before, triton_matmul.LARGEST_TILED_DIM = triton_matmul.LARGEST_TILED_DIM, dim
+    try:
+        yield
+    finally:
+        triton_matmul.LARGEST_TILED_DIM = before
+
+
+def crossing_case(dim: int, m: int) -> Case:
+    """Where chunks of rows through the vendor's matrix product overtake tiles."""
+    make = lambda: on("triton", contrast.hsv_nt_xent)  # noqa: E731
+    return Case(
+        operation="nt_xent, ways of its gradient",
+        shape={"M": m, "D": dim},
+        products="bfloat16",
+        inputs=partial(contrast.two_views, m // 2, dim=dim),
+        providers={
+            "hsv": Provider(make, BF16),
+            "hsv, tiles": Provider(make, BF16, around=partial(tiles_up_to, dim)),
+            "hsv, matrix product": Provider(make, BF16, around=partial(tiles_up_to, 0)),
+        },
+        kinds=("training",),
         work=nt_xent_work(m, dim),
         truth=truth.nt_xent,
     )
@@ -220,6 +252,7 @@ def contrast_cases(full: bool) -> list[Case]:
     cases += [largest_nt_xent_case(128, m) for m in LARGEST]
     if full:
         cases += [nt_xent_case("bfloat16", dim, m) for dim, m in product((64, 512, 1024), SIZES)]
+        cases += [crossing_case(dim, m) for dim, m in product((128, 256, 512, 1024), SIZES)]
         cases += [nt_xent_case(*what) for what in product(("float32", "tf32"), (128, 64, 256, 512, 1024), SIZES)]
     return cases
 

@@ -59,7 +59,7 @@ class Replays:
 
     @staticmethod
     def _once(call: Call, inputs: tuple[Tensor, ...], mode: str) -> None:
-        with torch.set_grad_enabled(mode == "both"):
+        with call.around(), torch.set_grad_enabled(mode == "both"):
             value = call.function(*inputs)
             if mode == "both":
                 call.gradients(value, inputs, call.gradient_of(value))
@@ -77,9 +77,10 @@ class Replays:
 def compare(case: Case, call: Call) -> dict[str, float]:
     """Relative errors of value and gradients of a first call; raises ValueError beyond the tolerance."""
     inputs = call.sets[0]
-    value = call.function(*inputs)
-    upstream = call.gradient_of(value)
-    found = [value.detach(), *call.gradients(value, inputs, upstream)]
+    with call.around():
+        value = call.function(*inputs)
+        upstream = call.gradient_of(value)
+        found = [value.detach(), *call.gradients(value, inputs, upstream)]
     errors = [relative(x, t) for x, t in zip(found, case.truth(inputs, upstream), strict=True)]
     if not all(error <= TOLERANCE[case.products] for error in errors):
         raise ValueError(f"not the reference's value and gradients: relative errors {[f'{e:.1e}' for e in errors]}")
