@@ -105,9 +105,9 @@ def _nt_xent(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The reduced losses and, for backward, sums, d = lse − S_pos [2N], inv_norm and one more tensor.
 
-    The sums over the negatives are [2N] in Triton, what backward takes off the logits, and [2, 2N], a shift and a
-    total, on the CPU; inv_norm is 1 / max(‖row‖, 1e-12) [2N] in Triton; the last tensor is the normalised rows in
-    Triton and exponentials on the CPU, if `keep`. What is not there is empty.
+    The sums over the negatives, [2, 2N], are a shift and a total on the CPU, a factor and a shift in Triton; inv_norm
+    is 1 / max(‖row‖, 1e-12) [2N] in Triton; the last tensor is the normalised rows in Triton and exponentials on the
+    CPU, if `keep`. What is not there is empty.
     fixed_shift says that the caller knows exponentials to be in range; without it the backend decides or takes a
     maximum off. The reduction is the operator's, because an operation of autograd's costs more than a small loss does.
     """
@@ -129,12 +129,12 @@ def _(
     rows = 2 * z0.shape[0]
     loss = temperature.new_empty(rows if reduction == "none" else ())
     d = temperature.new_empty(rows)
+    sums = temperature.new_empty(2, rows)
     if backend == "cpu":
-        sums, inv_norm = temperature.new_empty(2, rows), temperature.new_empty(0)
-        return loss, sums, d, inv_norm, temperature.new_empty(kept_values(rows) if keep else 0)
+        return loss, sums, d, temperature.new_empty(0), temperature.new_empty(kept_values(rows) if keep else 0)
     width, dtype = _kernels(backend).saved_rows(z0, bfloat16)
     z = z0.new_empty(rows, width, dtype=dtype)
-    return loss, temperature.new_empty(rows), d, temperature.new_empty(rows), z
+    return loss, sums, d, temperature.new_empty(rows), z
 
 
 @torch.library.custom_op("hsv_kernels::nt_xent_backward", mutates_args=())
@@ -208,17 +208,14 @@ _differentiable_nt_xent = differentiable(_nt_xent, _save_nt_xent, _nt_xent_gradi
 def _square_logsumexp(
     q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self; what backward needs of the sums.
-
-    That is [2, n] on the CPU and [n] in Triton, as with _nt_xent.
-    """
+    """lse [n] of scale · q qᵀ by rows, without the diagonal if exclude_self; and sums [2, n] as _nt_xent's."""
     return _kernels(backend).square_logsumexp_forward(q, scale, exclude_self, bfloat16=bfloat16)
 
 
 @_square_logsumexp.register_fake
 def _(q: Tensor, scale: Tensor, exclude_self: bool, bfloat16: bool, backend: str) -> tuple[Tensor, Tensor]:
     n = q.shape[0]
-    return scale.new_empty(n), scale.new_empty((2, n) if backend == "cpu" else n)
+    return scale.new_empty(n), scale.new_empty(2, n)
 
 
 @torch.library.custom_op("hsv_kernels::square_logsumexp_backward", mutates_args=())

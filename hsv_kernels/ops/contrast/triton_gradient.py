@@ -27,23 +27,17 @@ __all__ = ["gradient_kernel", "weight_kernel", "weighted_rows"]
 
 
 @triton.jit
-def weight_kernel(
-    p_grad, p_unit, p_scale, p_shift, p_weight, M, stride_grad,
-    PAIRS: tl.constexpr, SHIFT: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """weight_i of gradient_kernel in the order of z: grad_i / unit, and under the fixed shift 2^−shift_i of it."""
+def weight_kernel(p_grad, p_unit, p_kept, p_weight, M, stride_grad, PAIRS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """weight_i = factor_i grad_i / unit, in the order of z."""
     o_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < M
     b_weight = tl.load(p_grad + place_of_row(o_m, M, PAIRS) * stride_grad, mask=m_m, other=0) / tl.load(p_unit)
-    b_factor = tl.exp2(-tl.load(p_shift + o_m, mask=m_m, other=0))
-    if SHIFT == 2:
-        b_factor = tl.where(fits_fixed_shift(tl.load(p_scale), M), b_factor, 1)
-    tl.store(p_weight + o_m, b_weight if SHIFT == 1 else b_weight * b_factor, mask=m_m)
+    tl.store(p_weight + o_m, b_weight * tl.load(p_kept + o_m, mask=m_m, other=0), mask=m_m)
 
 
 @triton.jit
 def add_weighted_tile(
-    p_z, p_weight, p_shift, b_m, b_weight_m, b_shift_m, b_scale, b_gradient, i_m, i_n, i_d, M,
+    p_z, p_weight, p_kept, b_m, b_weight_m, b_shift_m, b_scale, b_gradient, i_m, i_n, i_d, M,
     MASKED: tl.constexpr, PAIRS: tl.constexpr, EXCLUDE_SELF: tl.constexpr, ONLINE: tl.constexpr,
     PRECISION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -58,7 +52,7 @@ def add_weighted_tile(
         b_s = similarity(p_z, i_m, o_m, i_n, o_n, PRECISION, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D)
     b_s *= b_scale
     if ONLINE:
-        b_shift_n = tl.load(p_shift + i_n + o_n)
+        b_shift_n = tl.load(p_kept + M + i_n + o_n)
         b_w = b_weight_m[:, None] * tl.exp2(b_s - b_shift_m[:, None])
         b_w += b_weight_n[None, :] * tl.exp2(b_s - b_shift_n[None, :])
     else:
@@ -70,7 +64,7 @@ def add_weighted_tile(
 
 @triton.jit
 def gradient_kernel(
-    p_z, p_scale, p_shift, p_weight, p_rows, M, D, COLUMNS,
+    p_z, p_scale, p_kept, p_weight, p_rows, M, D, COLUMNS,
     PAIRS: tl.constexpr, EXCLUDE_SELF: tl.constexpr, ONLINE: tl.constexpr, GUARDED: tl.constexpr,
     PRECISION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -91,19 +85,19 @@ def gradient_kernel(
 
     o_m = rows_of_tile(i_m, M, BLOCK_M)
     b_weight_m = tl.load(p_weight + i_m + o_m)
-    b_shift_m = tl.load(p_shift + i_m + o_m)
+    b_shift_m = tl.load(p_kept + M + i_m + o_m)
     b_m = load_rows(p_z, i_m, o_m, i_d + tl.arange(0, BLOCK_D), WIDTH)
     b_gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for i_k in tl.range(masked, num_stages=1):
         i_n = tl.where(i_k < own, i_own + i_k * BLOCK_N, whole)
         b_gradient = add_weighted_tile(
-            p_z, p_weight, p_shift, b_m, b_weight_m, b_shift_m, b_scale, b_gradient, i_m, i_n, i_d, M,
+            p_z, p_weight, p_kept, b_m, b_weight_m, b_shift_m, b_scale, b_gradient, i_m, i_n, i_d, M,
             True, PAIRS, EXCLUDE_SELF, ONLINE, PRECISION, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     for i_k in range(begin, tl.minimum(end, whole) - skipped, BLOCK_N):
         i_n = i_k + tl.where(i_k >= i_own, skipped, 0)
         b_gradient = add_weighted_tile(
-            p_z, p_weight, p_shift, b_m, b_weight_m, b_shift_m, b_scale, b_gradient, i_m, i_n, i_d, M,
+            p_z, p_weight, p_kept, b_m, b_weight_m, b_shift_m, b_scale, b_gradient, i_m, i_n, i_d, M,
             False, PAIRS, EXCLUDE_SELF, ONLINE, PRECISION, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
 
@@ -114,26 +108,24 @@ def gradient_kernel(
 
 
 def weighted_rows(
-    grad: Tensor, z: Tensor, dim: int, scale: Tensor, shift: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+    grad: Tensor, z: Tensor, dim: int, scale: Tensor, kept: Tensor, pairs: bool, exclude_self: bool, kind: Shift
 ) -> tuple[Tensor, Tensor]:
     """Σ_j W_ij z_j in parts [splits, M, dim] to be added, float32, in units of a 0-dim tensor.
 
-    The unit keeps W in the range of the dtype of z. `shift` [M] comes from the forward and `grad` [M] from the caller,
-    in whose order it is; z is [M, row_width], zero from column dim on.
+    The unit keeps W in the range of the dtype of z. `kept` [2, M] is the forward's; `grad` [M] is the caller's, and
+    in the order of the caller; z is [M, row_width], zero from column dim on.
     """
     m = z.shape[0]
     unit = gradient_unit(grad, z.dtype)
-    weight = torch.empty_like(shift)
+    weight = torch.empty_like(kept[0])
     with torch.cuda.device_of(z):
-        weight_kernel[(triton.cdiv(m, 128),)](
-            *(grad, unit, scale, shift, weight, m, grad.stride(0)), PAIRS=pairs, SHIFT=int(kind), BLOCK_M=128
-        )
+        weight_kernel[(triton.cdiv(m, 128),)](*(grad, unit, kept, weight, m, grad.stride(0)), PAIRS=pairs, BLOCK_M=128)
     weigh = rows_by_tiles if dim <= triton_matmul.LARGEST_TILED_DIM else triton_matmul.rows_by_matmul
-    return weigh(z, dim, scale, shift, weight, pairs, exclude_self, kind), unit
+    return weigh(z, dim, scale, kept, weight, pairs, exclude_self, kind), unit
 
 
 def rows_by_tiles(
-    z: Tensor, dim: int, scale: Tensor, shift: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+    z: Tensor, dim: int, scale: Tensor, kept: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
 ) -> Tensor:
     """Σ_j W_ij z_j in parts [splits, M, dim], float32, from the weights [M] of `weight_kernel`."""
     m = z.shape[0]
@@ -144,7 +136,7 @@ def rows_by_tiles(
     with torch.cuda.device_of(z):
         for online, tile in tiles.items():
             gradient_kernel[(triton.cdiv(m, tile.rows), triton.cdiv(dim, tile.dims), splits)](
-                *(z, scale, shift, weight, rows, m, dim, columns),
+                *(z, scale, kept, weight, rows, m, dim, columns),
                 PAIRS=pairs,
                 EXCLUDE_SELF=exclude_self,
                 ONLINE=online,

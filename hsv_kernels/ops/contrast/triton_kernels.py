@@ -54,15 +54,15 @@ def nt_xent_forward(
         keep: exponentials are never kept here, whatever it says.
 
     Returns:
-        losses [2N] in the order of the views, and what a backward takes, in the order of z: shift, d = lse − S_pos and
-        inv_norm, each [2N] float32, and z (`saved_rows`).
+        losses [2N] in the order of the views, and what a backward takes, in the order of z and in float32: kept
+        [2, 2N], d = lse − S_pos [2N] and inv_norm [2N]; and z (`saved_rows`).
     """
     dim = z0.shape[1]
     width, dtype = saved_rows(z0, bfloat16)
     tiles = forward_tiles(architecture_of(z0), dtype, dim)
     rows = normalise(z0, z1, temperature, width, dtype)
     found = logsumexp(rows.z, dim, tiles, rows.scale, rows.cosine, True, kind_of(fixed_shift))
-    return found.losses, found.shift, found.d, rows.inv_norm, rows.z
+    return found.losses, found.kept, found.d, rows.inv_norm, rows.z
 
 
 def nt_xent_backward(
@@ -70,7 +70,7 @@ def nt_xent_backward(
     z0: Tensor,
     z1: Tensor,
     temperature: Tensor,
-    shift: Tensor,
+    kept: Tensor,
     d: Tensor,
     inv_norm: Tensor,
     z: Tensor,
@@ -81,7 +81,7 @@ def nt_xent_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · loss_i: dz0 and dz1 (None unless need_z), dtemperature (None unless need_temperature)."""
     dim, scale = z0.shape[1], temperature.reciprocal()
-    rows, unit = weighted_rows(grad, z, dim, scale, shift, True, True, kind_of(fixed_shift))
+    rows, unit = weighted_rows(grad, z, dim, scale, kept, True, True, kind_of(fixed_shift))
     dz0, dz1, radial = normalise_backward(grad, unit, scale, d, inv_norm, rows, z0, z1, need_z)
     return dz0, dz1, -0.5 * scale * radial.sum() if need_temperature else None
 
@@ -95,21 +95,21 @@ def saved_rows(z0: Tensor, bfloat16: bool) -> tuple[int, torch.dtype]:
 def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
     """lse_i = log Σ_j exp(scale · q_i · q_j) [n], column i left out of row i with exclude_self.
 
-    A row without candidates gives −inf. The second result is what backward takes off the logits, [n].
+    A row without candidates gives −inf. The second result is what backward needs, [2, n].
     `bfloat16`: products of rows rounded to bfloat16, whatever their dtype.
     """
     dim, dtype = q.shape[1], torch.bfloat16 if bfloat16 else q.dtype
     tiles = forward_tiles(architecture_of(q), dtype, dim)
     z = padded(q.to(dtype), row_width(architecture_of(q), dtype, dim))
     found = logsumexp(z, dim, tiles, scale, None, exclude_self, Shift.ONLINE)
-    return found.lse, found.shift
+    return found.lse, found.kept
 
 
 def square_logsumexp_backward(
     grad: Tensor,
     q: Tensor,
     scale: Tensor,
-    shift: Tensor,
+    kept: Tensor,
     exclude_self: bool,
     need_q: bool,
     need_scale: bool,
@@ -119,7 +119,7 @@ def square_logsumexp_backward(
     """Gradients of Σ grad_i · lse_i: dq, the sum of both roles of q (None unless need_q), and dscale likewise."""
     dim, dtype = q.shape[1], torch.bfloat16 if bfloat16 else q.dtype
     z = padded(q.to(dtype), row_width(architecture_of(q), dtype, dim))
-    rows, unit = weighted_rows(grad, z, dim, scale, shift, False, exclude_self, Shift.ONLINE)
+    rows, unit = weighted_rows(grad, z, dim, scale, kept, False, exclude_self, Shift.ONLINE)
     rows = rows.sum(0) if len(rows) > 1 else rows[0]
     dscale = 0.5 * unit * (q * rows).sum() if need_scale else None  # not vecdot: autocast and TF32 would round it
     return rows.mul_(scale * unit).to(q.dtype) if need_q else None, dscale
@@ -146,7 +146,7 @@ def configurations() -> Iterator[Configuration]:
                 yield _configuration(kernel, triton_type(dtype), constexprs, architecture, matrix=True)
         if row:
             for kernel, blocks in ROWWISE.items():
-                constexprs = {**PAIRS, "SHIFT": int(Shift.DEVICE), "NEED_Z": True, "WIDTH": 128}
+                constexprs = {**PAIRS, "SHIFT": int(Shift.DEVICE), "FIXED": False, "NEED_Z": True, "WIDTH": 128}
                 constexprs |= {"num_warps": 4, "num_stages": 3, **blocks}
                 yield _configuration(kernel, "bf16", constexprs, architecture, matrix=False)
     yield from triton_rectangle.configurations()
@@ -170,7 +170,7 @@ CASES = (
 #: Triton's types of what the kernels take; everything else is a size or a stride.
 POINTERS = {
     **dict.fromkeys(("p_x0", "p_x1", "p_dx0", "p_dx1", "p_z", "p_w"), ""),  # of the dtype of the rows
-    **dict.fromkeys(("p_temperature", "p_inv_norm", "p_cosine", "p_scale", "p_top", "p_sum", "p_shift"), "fp32"),
+    **dict.fromkeys(("p_temperature", "p_inv_norm", "p_cosine", "p_scale", "p_top", "p_sum", "p_kept"), "fp32"),
     **dict.fromkeys(("p_lse", "p_d", "p_losses", "p_grad", "p_unit", "p_weight", "p_rows", "p_radial", "p_s"), "fp32"),
 }
 

@@ -186,12 +186,13 @@ def online_kernel(
 
 @triton.jit
 def merge_kernel(
-    p_top, p_sum, p_cosine, p_scale, p_shift, p_lse, p_d, p_losses, M, GROUPS, WHOLE, SPLITS,
+    p_top, p_sum, p_cosine, p_scale, p_kept, p_lse, p_d, p_losses, M, GROUPS, WHOLE, SPLITS,
     PAIRS: tl.constexpr, SHIFT: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """From the slots' sums lse or, with PAIRS, d = lse − S_pos and losses = softplus(d); and what backward takes off.
+    """From the slots' sums lse or, with PAIRS, d = lse − S_pos and losses = softplus(d); and what backward needs.
 
-    shift_i is the base-2 logsumexp of row i with its positive, +∞ for a row without columns.
+    That is kept [2, M], factor and shift: p_ij = factor_i 2^(s_ij − shift_i) are the probabilities of row i, its
+    positive among them. Its logsumexp, one number, holds too few digits for them where logits are large.
     """
     o_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < M
@@ -213,23 +214,26 @@ def merge_kernel(
         b_sum = b_sum * tl.exp2(b_top - b_shift) + b_part * tl.exp2(b_part_top - b_shift)
         b_top = b_higher
     b_log2 = b_top + tl.log2(b_sum)
-    b_shift = b_log2
 
     o_place = place_of_row(o_m, M, PAIRS)
     if PAIRS:
-        b_d = b_log2 * LN2 - tl.load(p_cosine + o_m // 2, mask=m_m, other=0) * b_scale
-        b_shift += log1p_exp(-b_d) * LOG2E
+        b_positive = tl.load(p_cosine + o_m // 2, mask=m_m, other=0) * b_scale
+        b_d = b_log2 * LN2 - b_positive
+        b_higher = tl.where(online, tl.maximum(b_top, b_positive * LOG2E), b_top)
+        b_sum = b_sum * tl.exp2(b_top - b_higher) + tl.exp2(b_positive * LOG2E - b_higher)
+        b_top = b_higher
         tl.store(p_d + o_m, b_d, mask=m_m)
         tl.store(p_losses + o_place, log1p_exp(b_d), mask=m_m)
     else:
         tl.store(p_lse + o_m, b_log2 * LN2, mask=m_m)
-    tl.store(p_shift + o_m, tl.where(b_log2 == -float("inf"), float("inf"), b_shift), mask=m_m)
+    tl.store(p_kept + o_m, tl.where(b_sum == 0, 0, 1 / b_sum), mask=m_m)
+    tl.store(p_kept + tl.cast(M, tl.int64) + o_m, tl.where(b_top == -float("inf"), 0, b_top), mask=m_m)
 
 
 class Sums(NamedTuple):
-    """What the forward gives, [M] each: shift as in `merge_kernel`, and lse or, with positives, d and losses."""
+    """What the forward gives: kept [2, M] as `merge_kernel` says, and lse or, with positives, d and losses [M]."""
 
-    shift: Tensor
+    kept: Tensor
     lse: Tensor | None
     d: Tensor | None
     losses: Tensor | None
@@ -253,7 +257,7 @@ def logsumexp(
     options |= {"PRECISION": dot_precision(), **tiles.options(z.shape[1])}
     edges = triton.cdiv(m, tiles.rows)
     lse, d, losses = (scale.new_empty(m) if wanted else None for wanted in (not pairs, pairs, pairs))
-    found = Sums(scale.new_empty(m), lse, d, losses)
+    found = Sums(scale.new_empty(2, m), lse, d, losses)
     with torch.cuda.device_of(z):
         if shift != Shift.ONLINE:
             logsumexp_kernel[(edges + groups * (groups + 1) // 2,)](

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsv_kernels.ops.contrast.triton_tiles import LOG2E, Shift, candidates, fits_fixed_shift
+from hsv_kernels.ops.contrast.triton_tiles import LOG2E, Shift, candidates
 from hsv_kernels.ops.triton_utils import round_to
 
 __all__ = ["LARGEST_TILED_DIM", "pairwise_weight_kernel", "rows_by_matmul"]
@@ -22,8 +22,8 @@ BLOCK_M, BLOCK_N = 4, 512
 
 @triton.jit
 def pairwise_weight_kernel(
-    p_s, p_scale, p_shift, p_weight, p_w, i_first, R, M,
-    PAIRS: tl.constexpr, EXCLUDE_SELF: tl.constexpr, SHIFT: tl.constexpr,
+    p_s, p_scale, p_kept, p_weight, p_w, i_first, R, M,
+    PAIRS: tl.constexpr, EXCLUDE_SELF: tl.constexpr, FIXED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """W [R, M] of the rows i_first … from their products with all rows, p_s [R, M]."""
@@ -33,17 +33,15 @@ def pairwise_weight_kernel(
     o_m = i_first + o_r
     m_r, m_n = o_r < R, o_n < M
     m_rn = m_r[:, None] & m_n[None, :]
-    b_scale = tl.load(p_scale)
 
-    b_s = tl.load(p_s + o_r[:, None] * M + o_n[None, :], mask=m_rn, other=0) * (b_scale * LOG2E)
+    b_s = tl.load(p_s + o_r[:, None] * M + o_n[None, :], mask=m_rn, other=0) * (tl.load(p_scale) * LOG2E)
     b_weight_m = tl.load(p_weight + o_m, mask=m_r, other=0)
     b_weight_n = tl.load(p_weight + o_n, mask=m_n, other=0)
-    if SHIFT == 0:
+    if FIXED:
         b_w = tl.exp2(b_s) * (b_weight_m[:, None] + b_weight_n[None, :])
     else:
-        online = True if SHIFT == 1 else not fits_fixed_shift(b_scale, M)
-        b_shift_m = tl.load(p_shift + o_m, mask=m_r & online, other=0)
-        b_shift_n = tl.load(p_shift + o_n, mask=m_n & online, other=0)
+        b_shift_m = tl.load(p_kept + M + o_m, mask=m_r, other=0)
+        b_shift_n = tl.load(p_kept + M + o_n, mask=m_n, other=0)
         b_w = b_weight_m[:, None] * tl.exp2(b_s - b_shift_m[:, None])
         b_w += b_weight_n[None, :] * tl.exp2(b_s - b_shift_n[None, :])
     b_w = tl.where(candidates(i_first + i_r, i_n, M, PAIRS, EXCLUDE_SELF, BLOCK_M, BLOCK_N), b_w, 0)
@@ -51,7 +49,7 @@ def pairwise_weight_kernel(
 
 
 def rows_by_matmul(
-    z: Tensor, dim: int, scale: Tensor, shift: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+    z: Tensor, dim: int, scale: Tensor, kept: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
 ) -> Tensor:
     """Σ_j W_ij z_j [1, M, dim], float32, from the weights [M] of `weight_kernel`; D rows at a time."""
     m = z.shape[0]
@@ -62,10 +60,10 @@ def rows_by_matmul(
             s = product(chunk, z.T)
             w = torch.empty_like(s, dtype=z.dtype)
             pairwise_weight_kernel[(triton.cdiv(len(chunk), BLOCK_M), triton.cdiv(m, BLOCK_N))](
-                *(s, scale, shift, weight, w, first, len(chunk), m),
+                *(s, scale, kept, weight, w, first, len(chunk), m),
                 PAIRS=pairs,
                 EXCLUDE_SELF=exclude_self,
-                SHIFT=int(kind),
+                FIXED=kind == Shift.FIXED,
                 BLOCK_M=BLOCK_M,
                 BLOCK_N=BLOCK_N,
             )
