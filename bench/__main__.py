@@ -1,4 +1,4 @@
-"""Runs all benchmarks, once as they are and once with huge pages for all, and writes results and page.
+"""Runs all benchmarks of the CPU, once as they are and once with huge pages for all, and writes results and page.
 
     python -m bench [--quick] [--only contrast]
 
@@ -16,9 +16,8 @@ from itertools import product
 from pathlib import Path
 
 from bench import page, results
-from bench.cases import DEVICE
 
-SETTINGS = {"as it is": "0"} | ({"huge pages for all": "1"} if DEVICE == "cpu" else {})  # THP_MEM_ALLOC_ENABLE
+SETTINGS = {"as it is": "0", "huge pages for all": "1"}  # of THP_MEM_ALLOC_ENABLE
 
 
 def main() -> int:

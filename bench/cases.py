@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-DEVICE = os.environ.get("HSV_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = os.environ.get("HSV_BENCH_DEVICE", "cpu")  # bench.gpu sets it
 QUICK = os.environ.get("HSV_BENCH_QUICK", "0") != "0"  # small shapes, two rounds: does it run at all
 HUGE_PAGES = os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1"  # torch's own setting: huge pages for all providers
 THREADS = int(os.environ.get("HSV_BENCH_THREADS", "0")) or torch.get_num_threads()

@@ -23,8 +23,8 @@ PAGE = ROOT / "docs" / "speed.md"
 INTRODUCTION = """\
 # Speed
 
-`make bench` measures on the machine where it runs, writes `bench/results/<device>/<date>-<commit>.json` and makes this
-page of the newest results of each device; `make bench-check` says what got slower between two of them.
+`make bench` measures the CPU of the machine where it runs, writes `bench/results/<device>/<date>-<commit>.json` and
+makes this page of the newest results of each device; `make bench-check` says what got slower between two of them.
 
 - Providers run in turn in each round and begin with another one each time, so that a slow minute falls on all alike.
   Times are medians with quartiles; “× hsv” is the median over the rounds of a provider's time over hsv's. The first

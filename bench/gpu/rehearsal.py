@@ -24,27 +24,30 @@ NOT_RUN = {
 }
 
 
-def rehearse(parts: list[str], seconds: float) -> None:
-    """Goes through the parts on the CPU. What is measured means nothing and is thrown away."""
+def rehearse(parts: list[str], seconds: float) -> bool:
+    """Goes through the parts on the CPU, and says whether nothing failed. What is measured is thrown away."""
     print("torch sees no CUDA device: a rehearsal on the CPU, whose times mean nothing and are not kept", flush=True)
+    good = []
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
             print(f"\n== {part}, rehearsed", flush=True)
             rehearsed = _tests if part == "test" else _benchmark
-            print(f"{rehearsed(part, Path(folder, part), Deadline(seconds))}", flush=True)
-            print(f"not run for want of a GPU: {NOT_RUN[part]}", flush=True)
+            said, fine = rehearsed(part, Path(folder, part), Deadline(seconds))
+            print(f"{said}\nnot run for want of a GPU: {NOT_RUN[part]}", flush=True)
+            good.append(fine)
     print("\nNothing was measured: run this on a machine with a GPU.")
+    return all(good)
 
 
-def _tests(part: str, folder: Path, deadline: Deadline) -> str:
+def _tests(part: str, folder: Path, deadline: Deadline) -> tuple[str, bool]:
     notes = build(deadline.left())
     tested = run_tests(folder, deadline, {"tests/gpu": False})
     reasons = {str(one["reason"]) for one in tested.outcomes.values() if one["outcome"] == "skipped"}
     notes += [*tested.notes, f"tests/gpu: {tested.count('skipped')} skipped: {'; '.join(sorted(reasons))}"]
-    return "\n".join(notes)
+    return "\n".join(notes), not tested.count("failed")
 
 
-def _benchmark(part: str, folder: Path, deadline: Deadline) -> str:
+def _benchmark(part: str, folder: Path, deadline: Deadline) -> tuple[str, bool]:
     """Measures twice, to see that the second time nothing is measured again."""
     folder.mkdir()
     lines = folder / "rows.jsonl"
@@ -57,4 +60,5 @@ def _benchmark(part: str, folder: Path, deadline: Deadline) -> str:
     rows = whole_lines(lines)
     bad = [f"{row['operation']}, {row['mode']}, {row['provider']}: {row['reason']}" for row in rows if row["reason"]]
     again = counts[1] - counts[0]
-    return "\n".join([f"{len(rows)} rows, {again} of them measured twice; exit codes {codes}", *bad])
+    fine = codes == [0, 0] and not again and all(row["status"] != "failed" for row in rows)
+    return "\n".join([f"{len(rows)} rows, {again} of them measured twice; exit codes {codes}", *bad]), fine

@@ -54,6 +54,13 @@ def queries(device: torch.device) -> list[Tensor]:
     return [rows[0].requires_grad_(), rows[1], rows[2]]
 
 
+def labelled(device: torch.device) -> list[Tensor]:
+    """Queries, keys, a scale, a column of each query's positive, and labels of both."""
+    q, k = normal(device, 67, D), normal(device, 97, D)
+    columns = torch.randint(97, (67,), device=device)
+    return [q, k, temperature(device), columns, *(torch.randint(5, (n,), device=device) for n in (67, 97))]
+
+
 def predictions(device: torch.device) -> list[Tensor]:
     images = normal(device, B, 3, SIDE, SIDE, grad=False, dtype=torch.float32)
     mask = (torch.rand(B, L, device=device).argsort(1) < L - K).float()
@@ -66,6 +73,12 @@ def temperature(device: torch.device) -> Tensor:
 
 ALL = [
     Operation("nt_xent", "contrast", two_views, lambda a, b, **k: nt_xent(a, b, 0.2, **k)),
+    Operation(
+        "nt_xent, wide rows",
+        "contrast",
+        lambda d: [normal(d, 151, 520), normal(d, 151, 520)],
+        lambda a, b, **k: nt_xent(a, b, 0.2, **k),
+    ),
     Operation("nt_xent, learned temperature", "contrast", lambda d: [*two_views(d), temperature(d)], nt_xent),
     Operation(
         "similarity_logsumexp, square",
@@ -78,6 +91,22 @@ ALL = [
         "contrast",
         queries,
         lambda q, positive, queue, **k: similarity_logsumexp(q, queue, scale=10.0, positive=positive, **k),
+    ),
+    Operation(
+        "similarity_logsumexp, keys",
+        "contrast",
+        labelled,
+        lambda q, k, scale, positive, q_labels, k_labels, **b: similarity_logsumexp(
+            q,
+            k,
+            scale=scale,
+            exclude_self=True,
+            self_offset=3,
+            positive=positive,
+            q_labels=q_labels,
+            k_labels=k_labels,
+            **b,
+        ),
     ),
     Operation(
         "random_masking",
