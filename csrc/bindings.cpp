@@ -9,6 +9,7 @@
 #include "cpu/dispatch.h"
 #ifdef HSV_HAS_CUDA
 #include "cuda/masking.h"
+#include "cuda/reconstruction.h"
 #endif
 
 namespace py = pybind11;
@@ -235,21 +236,69 @@ void define_cuda_masking(py::module_& m) {
       release());
   m.def(
       "cuda_gather",
-      [](int device, Address stream, int element_size, Address source, const Strides& from, Address ids, int64_t batch,
-         int64_t column, int64_t B, int64_t N, const std::array<int64_t, 3>& shape, Address out) {
-        hsv::cuda::gather({device, stream}, element_size, pointer<void>(source), patches(from),
-                          {pointer<int64_t>(ids), batch, column}, B, N, {shape[0], shape[1], shape[2]},
+      [](int device, Address stream, int element_size, Address source, const Strides& from, Address fill, Address ids,
+         int64_t batch, int64_t column, int64_t B, int64_t N, int64_t count, const std::array<int64_t, 3>& shape,
+         Address out) {
+        hsv::cuda::gather({device, stream}, element_size, pointer<void>(source), patches(from), pointer<void>(fill),
+                          {pointer<int64_t>(ids), batch, column}, B, N, count, {shape[0], shape[1], shape[2]},
                           pointer<void>(out));
       },
       release());
   m.def(
       "cuda_scatter",
-      [](int device, Address stream, int element_size, Address grad, const Strides& from, Address ids, int64_t batch,
-         int64_t column, int64_t B, int64_t N, int64_t L, const std::array<int64_t, 3>& shape, Address out,
-         const Strides& to) {
-        hsv::cuda::scatter({device, stream}, element_size, pointer<void>(grad), patches(from),
+      [](int device, Address stream, int element_size, Address grad, const std::array<int64_t, 3>& strides, Address ids,
+         int64_t batch, int64_t column, int64_t B, int64_t N, int64_t L, const std::array<int64_t, 3>& shape,
+         Address out, const Strides& to) {
+        hsv::cuda::scatter({device, stream}, element_size, pointer<void>(grad), strides[0], strides[1], strides[2],
                            {pointer<int64_t>(ids), batch, column}, B, N, L, {shape[0], shape[1], shape[2]},
                            pointer<void>(out), patches(to));
+      },
+      release());
+  m.def(
+      "cuda_sum_masked",
+      [](int device, Address stream, int dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids,
+         int64_t batch, int64_t column, int64_t B, int64_t L, int64_t K, int64_t D, Address partial) {
+        hsv::cuda::sum_masked({device, stream}, dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
+                              {pointer<int64_t>(ids), batch, column}, B, L, K, D, pointer<float>(partial));
+      },
+      release());
+}
+
+void define_cuda_reconstruction(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  using Three = std::array<int64_t, 3>;
+  py::class_<hsv::cuda::ReconstructionProblem>(m, "CudaReconstructionProblem")
+      .def(py::init([](Address pred, int pred_type, const Three& pred_strides, Address images, int images_type,
+                       const Strides& strides, const Three& shape, Address mask, int64_t B, int64_t L) {
+             return hsv::cuda::ReconstructionProblem{pred_type,
+                                                     images_type,
+                                                     pointer(pred),
+                                                     pred_strides[0],
+                                                     pred_strides[1],
+                                                     pred_strides[2],
+                                                     pointer(images),
+                                                     patches(strides),
+                                                     {shape[0], shape[1], shape[2]},
+                                                     pointer<float>(mask),
+                                                     B,
+                                                     L};
+           }),
+           py::kw_only(), py::arg("pred"), py::arg("pred_type"), py::arg("pred_strides"), py::arg("images"),
+           py::arg("images_type"), py::arg("strides"), py::arg("shape"), py::arg("mask"), py::arg("B"), py::arg("L"));
+  m.def(
+      "cuda_reconstruction_forward",
+      [](int device, Address stream, const hsv::cuda::ReconstructionProblem& problem, bool norm_pix, Address losses,
+         Address mean, Address rstd) {
+        hsv::cuda::reconstruction_forward({device, stream}, problem, norm_pix, pointer<float>(losses),
+                                          pointer<float>(mean), pointer<float>(rstd));
+      },
+      release());
+  m.def(
+      "cuda_reconstruction_backward",
+      [](int device, Address stream, const hsv::cuda::ReconstructionProblem& problem, Address weights, Address mean,
+         Address rstd, Address gradient) {
+        hsv::cuda::reconstruction_backward({device, stream}, problem, pointer<float>(weights), pointer<float>(mean),
+                                           pointer<float>(rstd), pointer(gradient));
       },
       release());
 }
@@ -273,6 +322,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef HSV_HAS_CUDA
   m.attr("has_cuda") = true;
   define_cuda_masking(m);
+  define_cuda_reconstruction(m);
 #else
   m.attr("has_cuda") = false;
 #endif

@@ -20,7 +20,7 @@ Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "contrast": ("cpu", "triton"),
     "masking": ("cpu", "triton", "cuda"),
-    "reconstruction": ("cpu", "triton"),
+    "reconstruction": ("cpu", "triton", "cuda"),
 }
 
 _AUTO = {"cpu": "cpu", "cuda": "triton"}

@@ -306,7 +306,7 @@ def restore_tokens(
         tokens: [B, K, D] visible tokens.
         ids_restore: [B, L] int64, a permutation of 0 … L − 1 for each image.
         mask_token: [D], or any shape with D values, [1, 1, D] for instance.
-        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; None follows `use_backend`.
 
     Returns:
         [B, L, D] of the dtype that torch.cat would promote to. The mask token's gradient is a float32 sum in a fixed
@@ -362,7 +362,7 @@ def masked_mse(
         patch_size: pixels, one number or (p, q), dividing H and W.
         norm_pix: normalise each target patch by its own mean and deviation.
         reduction: "mean" as above (0 where nothing is masked), "sum" of the numerator, or "none" for [B, L] values.
-        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; None follows `use_backend`.
 
     Returns:
         float64 for float64 predictions, float32 otherwise.

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import hsv_kernels
 from hsv_kernels.backends import compiled_module
 
 ROOT = Path(__file__).parent.parent
@@ -97,3 +99,29 @@ def test_compiled_sources_know_no_torch() -> None:
     for path in (ROOT / "csrc").rglob("*"):
         if path.suffix in (".h", ".cpp", ".cu"):
             assert not re.search(r"#include [<\"](torch|ATen|c10)/", path.read_text()), path
+
+
+@pytest.mark.skipif(
+    isinstance(compiled_module(), str) or not compiled_module().has_cuda, reason="built without csrc/cuda"
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device, so launches succeed")
+def test_cuda_launches_without_a_driver_fail_cleanly() -> None:
+    module, patches, ids, three = compiled_module(), (0,) * 7, (0, 1, 1, 1, 1), (1, 1, 1)
+    problem = module.CudaReconstructionProblem(
+        **{"pred": 0, "pred_type": 0, "pred_strides": three, "images": 0, "images_type": 0, "strides": patches},
+        **{"shape": three, "mask": 0, "B": 1, "L": 1},
+    )
+    calls = {
+        "cuda_random_masking": (0, 0, 0, 1, 1, 1, 0, 0, 0),
+        "cuda_gather": (4, 0, patches, 0, *ids, 1, three, 0),
+        "cuda_scatter": (4, 0, three, *ids, 1, three, 0, patches),
+        "cuda_sum_masked": (0, 0, three, *ids, 1, 1, 0),
+        "cuda_reconstruction_forward": (problem, True, 0, 0, 0),
+        "cuda_reconstruction_backward": (problem, 0, 0, 0, 0),
+    }
+    assert calls.keys() == {name for name in dir(module) if name.startswith("cuda_")}
+    for name, arguments in calls.items():
+        with pytest.raises(RuntimeError, match="cannot use CUDA"):
+            getattr(module, name)(0, 0, *arguments)
+    with pytest.raises(hsv_kernels.BackendError, match="cuda serves cuda tensors"):
+        hsv_kernels.random_masking(1, 4, num_keep=1, backend="cuda")

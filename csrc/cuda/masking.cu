@@ -1,63 +1,79 @@
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
-
+#include "cuda/elements.h"
+#include "cuda/launch.h"
 #include "cuda/masking.h"
-#include "philox.h"
+#include "cuda/patches.h"
+#include "ranking.h"
 
 namespace hsv::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kRows = 32;             // patches of the output that one block of the scatter writes
-constexpr int64_t kBlocks = 1 << 20;  // at most; blocks walk over what is left
+constexpr unsigned kAll = 0xffffffffu;
+constexpr int kWarps = kThreads / 32;
+constexpr int kRows = 32;  // patches of the output that one block of the scatter writes
 
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("hsv ") + what + ": " + cudaGetErrorString(error));
+__device__ unsigned before(int lane) {
+  return (1u << lane) - 1;
 }
 
-// Makes the tensors' device current for one launch, and the caller's again afterwards.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    check(cudaGetDevice(&before_), "cannot use CUDA");
-    check(cudaSetDevice(device), "cannot use the CUDA device");
+// One image per warp, its keys in registers: at most 32 * KEYS patches.
+template <int KEYS>
+__global__ void __launch_bounds__(kThreads)
+    rank_in_registers(const int64_t* seed, const int64_t* offset, uint32_t first_index, int64_t B, int64_t L, int64_t K,
+                      int64_t* ids_keep, int64_t* ids_restore, float* mask) {
+  const int lane = threadIdx.x % 32;
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (b >= B) return;  // a whole warp
+  uint32_t keys[KEYS];
+#pragma unroll
+  for (int r = 0; r < KEYS; r++)
+    keys[r] = masking_key(static_cast<uint64_t>(*seed), static_cast<uint64_t>(*offset),
+                          first_index + static_cast<uint32_t>(b), 32 * r + lane);
+
+  const Rank rank = rank_of(K, [&](uint32_t key) {
+    unsigned below = 0;
+#pragma unroll
+    for (int r = 0; r < KEYS; r++) below += 32 * r + lane < L && keys[r] < key;
+    return static_cast<int64_t>(__reduce_add_sync(kAll, below));
+  });
+
+  int64_t kept = 0, ties = 0;
+#pragma unroll
+  for (int r = 0; r < KEYS; r++) {
+    const int64_t l = 32 * r + lane;
+    const unsigned equal = __ballot_sync(kAll, l < L && keys[r] == rank.key);
+    const bool chosen = l < L && is_kept(keys[r], ties + __popc(equal & before(lane)), rank);
+    const unsigned all = __ballot_sync(kAll, chosen);
+    const int64_t place = kept + __popc(all & before(lane));
+    ties += __popc(equal);
+    kept += __popc(all);
+    if (chosen) ids_keep[b * K + place] = l;
+    if (l < L) ids_restore[b * L + l] = chosen ? place : K + l - place;
+    if (l < L) mask[b * L + l] = chosen ? 0.0f : 1.0f;
   }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
-
-int grid(int64_t blocks) {
-  return static_cast<int>(blocks < kBlocks ? blocks : kBlocks);
 }
 
 // Number of set flags among the threads before this one; `total` becomes that of the block. All threads must call it.
 __device__ int count_before(bool flag, int* warps, int* total) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const unsigned set = __ballot_sync(0xffffffffu, flag);
+  const unsigned set = __ballot_sync(kAll, flag);
   if (lane == 0) warps[warp] = __popc(set);
   __syncthreads();
-  int before = __popc(set & ((1u << lane) - 1));
+  int count = __popc(set & before(lane));
   *total = 0;
-  for (int w = 0; w < kThreads / 32; w++) {
-    before += w < warp ? warps[w] : 0;
+  for (int w = 0; w < kWarps; w++) {
+    count += w < warp ? warps[w] : 0;
     *total += warps[w];
   }
   __syncthreads();
-  return before;
+  return count;
 }
 
-// One image per block. The K-th smallest key is found bit by bit, from the highest; the keys wait in ids_restore, where
-// each thread reads back only what it wrote itself.
+// One image per block, of any number of patches: the keys wait in ids_restore, where each thread reads back only what
+// it wrote itself.
 __global__ void __launch_bounds__(kThreads)
-    random_masking_kernel(const int64_t* seed, const int64_t* offset, uint32_t first_index, int64_t B, int64_t L,
-                          int64_t K, int64_t* ids_keep, int64_t* ids_restore, float* mask) {
-  __shared__ int warps[kThreads / 32];
+    rank_in_memory(const int64_t* seed, const int64_t* offset, uint32_t first_index, int64_t B, int64_t L, int64_t K,
+                   int64_t* ids_keep, int64_t* ids_restore, float* mask) {
+  __shared__ int warps[kWarps];
   const int64_t rounds = (L + kThreads - 1) / kThreads;
   for (int64_t b = blockIdx.x; b < B; b += gridDim.x) {
     int64_t *const keep = ids_keep + b * K, *const keys = ids_restore + b * L;
@@ -66,27 +82,23 @@ __global__ void __launch_bounds__(kThreads)
       keys[l] =
           masking_key(static_cast<uint64_t>(*seed), static_cast<uint64_t>(*offset), image, static_cast<uint32_t>(l));
 
-    int64_t threshold = 0, ties = K;
-    for (int64_t bit = int64_t{1} << 31; bit > 0; bit >>= 1) {
+    const Rank rank = rank_of(K, [&](uint32_t key) {
       int64_t below = 0;
       for (int64_t r = 0; r < rounds; r++) {
         const int64_t l = r * kThreads + threadIdx.x;
-        below += __syncthreads_count(l < L && keys[l] < (threshold | bit));
+        below += __syncthreads_count(l < L && keys[l] < key);
       }
-      if (below < K) {
-        threshold |= bit;
-        ties = K - below;
-      }
-    }
+      return below;
+    });
 
-    int64_t kept = 0, tied = 0;
+    int64_t kept = 0, ties = 0;
     for (int64_t r = 0; r < rounds; r++) {
       const int64_t l = r * kThreads + threadIdx.x;
       int of_block;
-      const bool tie = l < L && keys[l] == threshold;
-      const int64_t tie_place = tied + count_before(tie, warps, &of_block);
-      tied += of_block;
-      const bool chosen = l < L && (keys[l] < threshold || (tie && tie_place < ties));
+      const uint32_t key = l < L ? static_cast<uint32_t>(keys[l]) : 0;
+      const int64_t ties_before = ties + count_before(l < L && key == rank.key, warps, &of_block);
+      ties += of_block;
+      const bool chosen = l < L && is_kept(key, ties_before, rank);
       const int64_t place = kept + count_before(chosen, warps, &of_block);
       kept += of_block;
       if (l >= L) continue;
@@ -97,32 +109,49 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__device__ int64_t corner(const Patches& p, int64_t patch) {
-  return patch / p.grid_width * p.grid_row + patch % p.grid_width * p.grid_column;
-}
+// A thread reads its groups before it writes the first.
+template <class T, int I, int V>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const T* __restrict__ source, Layout from, Ids ids, int64_t B, uint32_t N, int64_t count,
+                  const T* __restrict__ fill, T* __restrict__ out) {
+  constexpr int kGroups = kInFlight<I>;
+  __shared__ alignas(kWidest) unsigned char staging[I == 1 ? 1 : kThreads * sizeof(Group<T, I, V>)];
+  auto* const stage = reinterpret_cast<Group<T, I, V>*>(staging) + threadIdx.x / 32 * 32;
+  const int lane = threadIdx.x % 32;
+  const uint32_t groups = from.values / (I * V);
+  const int64_t total = B * N * groups, step = static_cast<int64_t>(gridDim.x) * kThreads * kGroups;
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) gather_kernel(const T* __restrict__ source, Patches from, Ids ids,
-                                                          int64_t B, int64_t N, PatchShape shape, T* __restrict__ out) {
-  const int64_t C = shape.channels, size = shape.height * shape.width * C;
-  for (int64_t row = blockIdx.x; row < B * N; row += gridDim.x) {
-    const int64_t b = row / N, id = ids.data[b * ids.batch + row % N * ids.column];
-    const T* const patch = source + b * from.batch + corner(from, id);
-    for (int64_t e = threadIdx.x; e < size; e += kThreads) {
-      const int64_t pixel = e / C, y = pixel / shape.width, x = pixel % shape.width;
-      out[row * size + e] = patch[y * from.row + x * from.column + e % C * from.channel];
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kGroups; first < total; first += step) {
+    const Spot start = spot_of(first, groups, N);
+    Group<T, I, V> moved[kGroups];
+#pragma unroll
+    for (int j = 0; j < kGroups; j++) {
+      const uint32_t local = j * kThreads + threadIdx.x;
+      if (first + local < total)
+        moved[j] = gathered<T, I, V>(source, from, ids, count, fill, spot_after(start, local, groups, N));
+    }
+#pragma unroll
+    for (int j = 0; j < kGroups; j++) {
+      const int64_t of_warp = first + j * kThreads + threadIdx.x - lane;
+      if constexpr (I == 1) {
+        if (of_warp + lane < total) store_planes<T, I, V>(out + (of_warp + lane) * V, 0, moved[j]);
+      } else {
+        stage[lane] = moved[j];
+        __syncwarp();
+        store_staged<T, I, V>(stage, lane, total - of_warp, out + of_warp * (I * V));
+        __syncwarp();
+      }
     }
   }
 }
 
-// One block writes kRows patches of one sample; it first looks up which rows of grad were taken from them. Values are
-// visited in the order in which `to` holds them: plane by plane for images, channel last for tokens.
-template <class T>
+// One block writes kRows patches of one sample; it first looks up which rows of grad were taken from them.
+template <class T, int I, int V>
 __global__ void __launch_bounds__(kThreads)
-    scatter_kernel(const T* __restrict__ grad, Patches from, Ids ids, int64_t B, int64_t N, int64_t L, PatchShape shape,
-                   T* __restrict__ out, Patches to) {
+    scatter_kernel(Rows<const T> grad, Ids ids, int64_t B, int64_t N, int64_t L, T* __restrict__ out, Layout to) {
   __shared__ int64_t sources[kRows];
-  const int64_t C = shape.channels, pixels = shape.height * shape.width, blocks = (L + kRows - 1) / kRows;
+  const uint32_t groups = to.values / (I * V);
+  const int64_t blocks = (L + kRows - 1) / kRows;
   for (int64_t i = blockIdx.x; i < B * blocks; i += gridDim.x) {
     const int64_t b = i / blocks, first = i % blocks * kRows;
     const int64_t rows = L - first < kRows ? L - first : kRows;
@@ -133,26 +162,48 @@ __global__ void __launch_bounds__(kThreads)
       if (row >= 0 && row < rows) sources[row] = n;
     }
     __syncthreads();
-    for (int64_t r = 0; r < rows; r++) {
-      const T* const patch = grad + b * from.batch + sources[r] * from.grid_row;
-      T* const place = out + b * to.batch + corner(to, first + r);
-      for (int64_t e = threadIdx.x; e < pixels * C; e += kThreads) {
-        const int64_t pixel = to.channel == 1 ? e / C : e % pixels, c = to.channel == 1 ? e % C : e / pixels;
-        const int64_t y = pixel / shape.width, x = pixel % shape.width;
-        const bool taken = sources[r] >= 0;
-        place[y * to.row + x * to.column + c * to.channel] =
-            taken ? patch[y * from.row + x * from.column + c * from.channel] : T{};
-      }
+#pragma unroll 4
+    for (uint32_t e = threadIdx.x; e < rows * groups; e += kThreads) {
+      const uint32_t row = e / groups, group = e % groups;
+      Group<T, I, V> packed = {};
+      if (sources[row] >= 0) packed = load_packed<I, V>(grad, Spot{b, static_cast<uint32_t>(sources[row]), group});
+      const int64_t place = offset_of<I, V>(to, Spot{b, static_cast<uint32_t>(first) + row, group});
+      store_planes<T, I, V>(out + place, to.at.channel, separate(packed));
     }
     __syncthreads();
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sum_masked_kernel(Rows<const T> grad, Ids ids, int64_t B, int64_t L, int64_t K, int64_t D, float* partial) {
+  const int64_t parts = (D + kThreads - 1) / kThreads;
+  for (int64_t i = blockIdx.x; i < B * parts; i += gridDim.x) {
+    const int64_t b = i / parts, d = i % parts * kThreads + threadIdx.x;
+    if (d >= D) continue;
+    float sum = 0;
+#pragma unroll 8
+    for (int64_t l = 0; l < L; l++)
+      if (ids.data[b * ids.batch + l * ids.column] >= K)
+        sum += widen(grad.data[b * grad.batch + l * grad.row + d * grad.value]);
+    partial[b * D + d] = sum;
+  }
+}
+
+// Calls run with the constants I and V: three planes or one, the widest access or one value at a time.
+template <class T, class F>
+void with_groups(const Layout& layout, const F& run) {
+  constexpr int kWide = kWidest / sizeof(T);
+  const auto planes = [&](auto V) {
+    layout.planes == 3 ? run(std::integral_constant<int, 3>{}, V) : run(std::integral_constant<int, 1>{}, V);
+  };
+  layout.wide ? planes(std::integral_constant<int, kWide>{}) : planes(std::integral_constant<int, 1>{});
+}
+
+// Elements are moved and never computed with, so integers of their size stand for every type.
 template <class F>
-void launch(Queue queue, const char* what, const F& kernel) {
-  const OnDevice on(queue.device);
-  kernel(reinterpret_cast<cudaStream_t>(queue.stream));
-  check(cudaGetLastError(), what);
+void with_element(int element_size, const F& run) {
+  element_size == 2 ? run(uint16_t{}) : run(uint32_t{});
 }
 
 }  // namespace
@@ -160,33 +211,66 @@ void launch(Queue queue, const char* what, const F& kernel) {
 void random_masking(Queue queue, const int64_t* seed, const int64_t* offset, uint32_t first_index, int64_t B, int64_t L,
                     int64_t K, int64_t* ids_keep, int64_t* ids_restore, float* mask) {
   launch(queue, "random_masking", [&](cudaStream_t stream) {
-    random_masking_kernel<<<grid(B), kThreads, 0, stream>>>(seed, offset, first_index, B, L, K, ids_keep, ids_restore,
-                                                            mask);
+    const auto run = [&](auto* kernel, int64_t blocks) {
+      kernel<<<blocks, kThreads, 0, stream>>>(seed, offset, first_index, B, L, K, ids_keep, ids_restore, mask);
+    };
+    const int64_t warps = (B + kWarps - 1) / kWarps;
+    if (L <= 256) return run(rank_in_registers<8>, warps);
+    if (L <= 1024) return run(rank_in_registers<32>, warps);
+    run(rank_in_memory, grid(B, 1));
   });
 }
 
-void gather(Queue queue, int element_size, const void* source, Patches from, Ids ids, int64_t B, int64_t N,
-            PatchShape shape, void* out) {
-  const auto run = [&](auto zero) {
+void gather(Queue queue, int element_size, const void* source, Patches from, const void* fill, Ids ids, int64_t B,
+            int64_t N, int64_t count, PatchShape shape, void* out) {
+  with_element(element_size, [&](auto zero) {
     using T = decltype(zero);
-    launch(queue, "gather", [&](cudaStream_t stream) {
-      gather_kernel<<<grid(B * N), kThreads, 0, stream>>>(static_cast<const T*>(source), from, ids, B, N, shape,
-                                                          static_cast<T*>(out));
+    Layout layout = layout_of(from, shape, sizeof(T), reinterpret_cast<uintptr_t>(source), kWidest / sizeof(T));
+    layout.wide &= reinterpret_cast<uintptr_t>(fill) % kWidest == 0;
+    with_groups<T>(layout, [&](auto I, auto V) {
+      const int64_t groups = B * N * (layout.values / (I * V));
+      launch(queue, "gather", [&](cudaStream_t stream) {
+        gather_kernel<T, I, V><<<grid(groups, kThreads * kInFlight<I>), kThreads, 0, stream>>>(
+            static_cast<const T*>(source), layout, ids, B, static_cast<uint32_t>(N), count, static_cast<const T*>(fill),
+            static_cast<T*>(out));
+      });
     });
-  };
-  element_size == 2 ? run(uint16_t{}) : run(uint32_t{});
+  });
 }
 
-void scatter(Queue queue, int element_size, const void* grad, Patches from, Ids ids, int64_t B, int64_t N, int64_t L,
-             PatchShape shape, void* out, Patches to) {
+void scatter(Queue queue, int element_size, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids,
+             int64_t B, int64_t N, int64_t L, PatchShape shape, void* out, Patches to) {
+  with_element(element_size, [&](auto zero) {
+    using T = decltype(zero);
+    const Rows<const T> rows = {static_cast<const T*>(grad), batch, row, value};
+    Layout layout = layout_of(to, shape, sizeof(T), reinterpret_cast<uintptr_t>(out), kWidest / sizeof(T));
+    layout.wide &= is_wide(rows, kWidest / sizeof(T));
+    with_groups<T>(layout, [&](auto I, auto V) {
+      launch(queue, "scatter", [&](cudaStream_t stream) {
+        scatter_kernel<T, I, V><<<grid(B * ((L + kRows - 1) / kRows), 1), kThreads, 0, stream>>>(
+            rows, ids, B, N, L, static_cast<T*>(out), layout);
+      });
+    });
+  });
+}
+
+void sum_masked(Queue queue, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
+                int64_t L, int64_t K, int64_t D, float* partial) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    launch(queue, "scatter", [&](cudaStream_t stream) {
-      scatter_kernel<<<grid(B * ((L + kRows - 1) / kRows)), kThreads, 0, stream>>>(
-          static_cast<const T*>(grad), from, ids, B, N, L, shape, static_cast<T*>(out), to);
+    launch(queue, "sum_masked", [&](cudaStream_t stream) {
+      sum_masked_kernel<T><<<grid(B * ((D + kThreads - 1) / kThreads), 1), kThreads, 0, stream>>>(
+          {static_cast<const T*>(grad), batch, row, value}, ids, B, L, K, D, partial);
     });
   };
-  element_size == 2 ? run(uint16_t{}) : run(uint32_t{});
+  switch (static_cast<DType>(dtype)) {
+    case DType::kBFloat16:
+      return run(BFloat16{});
+    case DType::kFloat16:
+      return run(Float16{});
+    default:
+      return run(0.0f);
+  }
 }
 
 }  // namespace hsv::cuda

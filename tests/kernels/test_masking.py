@@ -10,15 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import hsv_kernels
 from hsv_kernels import gather_patches, gather_tokens, random_masking, restore_tokens
-from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.masking import function, reference
 from tests.kernels.cases import LAYOUTS, assert_accurate, device_of, poisoned_allocations, usable_backends
 
 BACKENDS = usable_backends("masking")
-# Restoring has no CUDA C++ kernel.
-RESTORING = [name for name in BACKENDS if name != "cuda"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 large = pytest.mark.large
@@ -262,7 +258,7 @@ def restore_by_cat(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> T
     return torch.stack([row[order] for row, order in zip(joined, ids_restore, strict=True)])
 
 
-@pytest.mark.parametrize("backend", RESTORING)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "dtypes",
     [
@@ -296,7 +292,7 @@ def test_restore_tokens(backend: str, dtypes: tuple[torch.dtype, ...], B: int, L
         assert_accurate(found[1], plain, truth, dtypes[1], D)
 
 
-@pytest.mark.parametrize("backend", RESTORING)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_masks_of_random_masking_restore_what_they_gathered(backend: str) -> None:
     device = device_of(backend)
     ids_keep, ids_restore, mask = random_masking(2, 30, num_keep=9, seed=3, device=device, backend=backend)
@@ -327,12 +323,7 @@ def arguments(
     )
 
 
-EACH = [
-    (name, backend)
-    for name, backend in itertools.product(OPERATIONS, BACKENDS)
-    if name != "restore_tokens" or backend in RESTORING
-]
-each = pytest.mark.parametrize(("name", "backend"), EACH)
+each = pytest.mark.parametrize(("name", "backend"), list(itertools.product(OPERATIONS, BACKENDS)))
 
 
 @each
@@ -392,7 +383,7 @@ def test_nan_passes_and_stays_where_it_is(name: str, backend: str) -> None:
     assert torch.equal(out.isnan(), truth.isnan()) and out.isnan().any() and not out.isnan().all()
 
 
-@pytest.mark.parametrize("backend", RESTORING)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_gradients_of_visible_rows_leave_the_mask_token_alone(backend: str) -> None:
     x, token, _, restore = arguments("restore_tokens", device_of(backend))
     out = restore_tokens(x, restore, token, backend=backend)
@@ -401,7 +392,7 @@ def test_nan_gradients_of_visible_rows_leave_the_mask_token_alone(backend: str) 
     assert x.grad.isnan().all() and torch.equal(token.grad, torch.full_like(token, 6.0))
 
 
-@pytest.mark.parametrize("backend", RESTORING)
+@pytest.mark.parametrize("backend", BACKENDS)
 @large
 def test_gradient_of_the_mask_token_repeats_to_the_bit(backend: str) -> None:
     device = device_of(backend)
@@ -501,9 +492,8 @@ def test_ids_are_verified_on_request(backend: str, ids: list[list[int]], monkeyp
         gather_tokens(tokens, wrong, backend=backend)
     with pytest.raises(ValueError, match="ids_keep must"):
         gather_patches(torch.randn(1, 1, 2, 3, device=device), wrong, 1, backend=backend)
-    if backend in RESTORING:
-        with pytest.raises(ValueError, match="ids_restore must"):
-            restore_tokens(tokens[:, :1], wrong, torch.zeros(2, device=device), backend=backend)
+    with pytest.raises(ValueError, match="ids_restore must"):
+        restore_tokens(tokens[:, :1], wrong, torch.zeros(2, device=device), backend=backend)
 
 
 @compiled
@@ -608,7 +598,7 @@ def test_right_in_a_forked_worker() -> None:
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(found, expected[:3], strict=True))
 
 
-@pytest.mark.parametrize("backend", RESTORING)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_gradients_of_the_mask_token_are_rounded_once(backend: str, dtype: torch.dtype) -> None:
     """From subnormal numbers to beyond the largest; eight equal rows, so that the sum itself is exact."""
@@ -629,20 +619,3 @@ def test_saved_memory_is_the_ids_alone() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         restore_tokens(gather_tokens(x, ids_keep), ids_restore, token)
     assert sum(tensor.nbytes for tensor in saved) == ids_keep.nbytes + ids_restore.nbytes
-
-
-@pytest.mark.skipif(
-    isinstance(compiled_module(), str) or not compiled_module().has_cuda, reason="built without csrc/cuda"
-)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device, so launches succeed")
-def test_cuda_launch_without_a_driver_fails_cleanly() -> None:
-    module, patches, ids, shape = compiled_module(), (0,) * 7, (0, 1, 1, 1, 1), (1, 1, 1)
-    for call in (
-        lambda: module.cuda_random_masking(0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0),
-        lambda: module.cuda_gather(0, 0, 4, 0, patches, *ids, shape, 0),
-        lambda: module.cuda_scatter(0, 0, 4, 0, patches, *ids, 1, shape, 0, patches),
-    ):
-        with pytest.raises(RuntimeError, match="cannot use CUDA"):
-            call()
-    with pytest.raises(hsv_kernels.BackendError, match="cuda serves cuda tensors"):
-        random_masking(1, 4, num_keep=1, backend="cuda")

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from hsv_kernels.backends import BackendError, compiled_module
+from hsv_kernels.backends import compiled_module
+from hsv_kernels.ops.cpu_utils import code
 from hsv_kernels.ops.masking.cpu import packed_strides, patch_strides
 
 
@@ -20,9 +21,9 @@ def random_masking(
 
 
 def gather_patches(images: Tensor, ids_keep: Tensor, p: int, q: int) -> Tensor:
-    C = images.shape[1]
+    _, C, H, W = images.shape
     out = images.new_empty(*ids_keep.shape, p * q * C)
-    _gather(images, patch_strides(images, p, q), ids_keep, (p, q, C), out)
+    _gather(images, patch_strides(images, p, q), ids_keep, (H // p) * (W // q), (p, q, C), out)
     return out
 
 
@@ -33,9 +34,9 @@ def scatter_patches(grad: Tensor, ids_keep: Tensor, C: int, H: int, W: int, p: i
 
 
 def gather_tokens(tokens: Tensor, ids_keep: Tensor) -> Tensor:
-    D = tokens.shape[2]
+    _, L, D = tokens.shape
     out = tokens.new_empty(*ids_keep.shape, D)
-    _gather(tokens, packed_strides(tokens, 1, D), ids_keep, (1, 1, D), out)
+    _gather(tokens, packed_strides(tokens, 1, D), ids_keep, L, (1, 1, D), out)
     return out
 
 
@@ -47,7 +48,26 @@ def scatter_tokens(grad: Tensor, ids_keep: Tensor, num_tokens: int) -> Tensor:
 
 
 def restore_tokens(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
-    raise BackendError("backend 'cuda' cannot serve restore_tokens: it has reference, cpu and triton")
+    B, K, D = tokens.shape
+    dtype = torch.promote_types(tokens.dtype, mask_token.dtype)
+    tokens, fill = tokens.to(dtype), mask_token.to(dtype).contiguous()
+    out = tokens.new_empty(B, ids_restore.shape[1], D)
+    _gather(tokens, packed_strides(tokens, 1, D), ids_restore, K, (1, 1, D), out, fill)
+    return out
+
+
+def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torch.dtype) -> Tensor:
+    return scatter_tokens(grad, ids_restore, num_keep).to(dtype)
+
+
+def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
+    B, L, D = grad.shape
+    partial = grad.new_empty(B, D, dtype=torch.float32)
+    compiled_module().cuda_sum_masked(
+        *(*queue(grad), code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
+        *(B, L, num_keep, D, partial.data_ptr()),
+    )
+    return partial.sum(0)
 
 
 def queue(tensor: Tensor) -> tuple[int, int]:
@@ -55,17 +75,27 @@ def queue(tensor: Tensor) -> tuple[int, int]:
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def _gather(source: Tensor, strides: tuple[int, ...], ids: Tensor, shape: tuple[int, int, int], out: Tensor) -> None:
+def _gather(
+    source: Tensor,
+    strides: tuple[int, ...],
+    ids: Tensor,
+    count: int,
+    shape: tuple[int, int, int],
+    out: Tensor,
+    fill: Tensor | None = None,
+) -> None:
+    """Row n of out[b] is patch ids[b, n] of source[b] below `count` and `fill` elsewhere."""
     compiled_module().cuda_gather(
-        *(*queue(source), source.element_size(), source.data_ptr(), strides),
-        *(ids.data_ptr(), *ids.stride(), *ids.shape, shape, out.data_ptr()),
+        *(*queue(source), source.element_size(), source.data_ptr(), strides, 0 if fill is None else fill.data_ptr()),
+        *(ids.data_ptr(), *ids.stride(), *ids.shape, count, shape, out.data_ptr()),
     )
 
 
 def _scatter(
     grad: Tensor, ids: Tensor, num_patches: int, shape: tuple[int, int, int], out: Tensor, strides: tuple[int, ...]
 ) -> None:
+    """Patch l of out[b] is row n of grad[b] where ids[b, n] = l, zeros where there is none."""
     compiled_module().cuda_scatter(
-        *(*queue(grad), grad.element_size(), grad.data_ptr(), packed_strides(grad, *shape[1:])),
+        *(*queue(grad), grad.element_size(), grad.data_ptr(), grad.stride()),
         *(ids.data_ptr(), *ids.stride(), *ids.shape, num_patches, shape, out.data_ptr(), strides),
     )

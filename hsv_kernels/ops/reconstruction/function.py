@@ -1,5 +1,7 @@
 """The masked mean squared error as a custom operator with its gradient."""
 
+import functools
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.ops.operators import backward_operator, differentiable
-from hsv_kernels.ops.reconstruction import cpu, reference
+from hsv_kernels.ops.reconstruction import reference
 from hsv_kernels.ops.reconstruction.reference import computed_type, denormalise_patches
 
 __all__ = ["denormalise_patches", "masked_mse"]
@@ -29,13 +31,11 @@ def masked_mse(
     return reference.reduce(losses, mask, reduction)
 
 
+@functools.cache
 def _kernels(backend: str) -> ModuleType:
     """The module whose forward and backward serve `backend`."""
-    if backend == "triton":
-        from hsv_kernels.ops.reconstruction import triton_kernels
-
-        return triton_kernels
-    return {"reference": reference, "cpu": cpu}[backend]
+    name = {"triton": "triton_kernels"}.get(backend, backend)
+    return importlib.import_module(f"hsv_kernels.ops.reconstruction.{name}")
 
 
 @torch.library.custom_op("hsv_kernels::masked_mse", mutates_args=())

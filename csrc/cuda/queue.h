@@ -1,0 +1,15 @@
+// Where work goes: pointers are device pointers of `device`, and what is queued on `stream` is not waited for.
+// Functions that take one throw std::runtime_error, with CUDA's reason, if the launch fails: without a driver, for
+// instance.
+#pragma once
+
+#include <stdint.h>
+
+namespace hsv::cuda {
+
+struct Queue {
+  int device;
+  uintptr_t stream;
+};
+
+}  // namespace hsv::cuda
