@@ -34,7 +34,7 @@ Failures = dict[str, tuple[str, str]]
 
 
 class DeviceLost(Exception):
-    """A provider broke the context of the device: nothing runs in this process any more."""
+    """A provider broke the context of the device: nothing runs in this process any more. Provider and reason."""
 
 
 class Replays:
@@ -110,7 +110,7 @@ def prepare(case: Case, names: list[str], failures: Failures) -> tuple[dict[str,
         except Exception as error:
             failures[name] = failure(error)
         if name in failures:  # outside of the handler, which keeps what the failed call allocated
-            recover(name)
+            recover(name, failures[name][1])
     return calls, facts
 
 
@@ -124,7 +124,7 @@ def extra_bytes(call: Call, kind: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def recover(provider: str) -> None:
+def recover(provider: str, reason: str) -> None:
     """Frees what a failed provider held; raises DeviceLost if the device answers no more."""
     if DEVICE == "cpu":
         return
@@ -132,7 +132,7 @@ def recover(provider: str) -> None:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
     except RuntimeError as error:
-        raise DeviceLost(provider) from error
+        raise DeviceLost(provider, reason) from error
 
 
 def measure_case(case: Case, store: Store, rates: dict[str, float], kinds: list[str], names: list[str]) -> None:
@@ -149,8 +149,8 @@ def measure_case(case: Case, store: Store, rates: dict[str, float], kinds: list[
             if kind == "graph":
                 callers = captured(calls, failed)
             measured = time_rounds(case, kind, callers, lambda: rates, failed)
-            if failed.keys() - failures.keys():
-                recover(next(name for name in failed if name not in failures))
+            if culprit := next((name for name in failed if name not in failures), None):
+                recover(culprit, failed[culprit][1])
             for mode in MODES[kind]:
                 for name in names:
                     extra = {"extra_bytes": facts.get(name, {}).get(kind), "extra_predicted": False}
@@ -158,8 +158,8 @@ def measure_case(case: Case, store: Store, rates: dict[str, float], kinds: list[
                     store.append(results.timing_row(case, mode, name, measured) | extra | errors)
                     say(store.rows[key(about(case, mode, name))], case)
     except DeviceLost as lost:
-        reason = failures.get(str(lost), ("failed", "broke the device's context"))[1]
-        append_failure(store, case, str(lost), f"{reason} (the device answered no more)")
+        provider, reason = lost.args
+        append_failure(store, case, provider, f"{reason} (the device answered no more)")
         raise
 
 
@@ -173,7 +173,7 @@ def captured(calls: dict[str, Call], failures: Failures) -> dict[str, Replays]:
             status, reason = failure(error)
             failures[name] = status, f"not captured in a CUDA graph: {reason}"
         if name in failures:
-            recover(name)
+            recover(name, failures[name][1])
     return graphs
 
 
