@@ -16,6 +16,7 @@ from torch import Tensor
 from bench import limits, page, results
 from bench.cases import Case, Provider
 from bench.gpu import build, cases, measure, parts, truth
+from bench.gpu import page as gpu_page
 from bench.gpu.child import Deadline, run
 from bench.gpu.store import Store, key, whole_lines
 from bench.gpu.suite import run_tests
@@ -354,7 +355,17 @@ def test_targets_are_met_missed_or_not_measured() -> None:
     assert [r["mode"] for r in slower_than_compiled([row("torch.compile", 0.9e-3), rows[2]])] == ["both"]
 
 
-def test_page_shows_a_gpu_and_what_was_not_measured(tmp_path: Path) -> None:
+def test_page_shows_a_gpu_and_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_page, "RESULTS", tmp_path)
+    (tmp_path / "nvidia-h200").mkdir()
+    for test, outcome, code in (
+        ("a", "failed", "old"),
+        ("a", "failed", "new"),
+        ("b", "failed", "new"),
+        ("a", "passed", "new"),
+    ):
+        line = {"test": test, "outcome": outcome, "code": code, "commit": "abc1234"}
+        results.append(tmp_path / "nvidia-h200" / "tests.jsonl", line)
     rates = row("device", 1, operation=measure.RATES, shape={}, products="", mode="", rates=H200)
     timed = [row("hsv", 1e-3), row("eager", 9e-3), row("torch.compile", 0.5e-3), row("hsv", 2e-3, m=8192)]
     text = page.render([("nvidia-h200", [rates, *timed], "A note.")], tmp_path)
@@ -363,12 +374,13 @@ def test_page_shows_a_gpu_and_what_was_not_measured(tmp_path: Path) -> None:
     assert "| 70% (70% products alone) | 16.0 |  | 9.00 | 0.50 |" in line
     assert "not slower than torch.compile | **missed: nt_xent M = 32,768, D = 128, both**" in text
     assert "| masked_mse, B = 4,096, px = 224, bfloat16 | forward | not measured | not measured |" in text
+    assert "Tests on the device, commit abc1234: 1 passed, 1 failed, 0 skipped: b." in text
     assert "A note." in text and (tmp_path / "speed" / "nvidia-h200-nt_xent-bfloat16-128-time.svg").exists()
 
 
 def test_page_without_a_gpu_says_that_nothing_was_measured(tmp_path: Path) -> None:
     text = page.render([], tmp_path)
-    assert "### NVIDIA H200\n\nNot measured yet" in text
+    assert "### NVIDIA H200\n\nNot measured yet" in text and "Tests on the device: not run." in text
     assert text.count("| not measured |\n") >= len(TARGETS)
 
 

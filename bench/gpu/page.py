@@ -1,5 +1,6 @@
 """The part of docs/speed.md that is about GPUs: targets and rows, those that were not measured among them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,10 +8,10 @@ from bench.cases import MODES, Case
 from bench.figures import series_of
 from bench.gpu.cases import PARTS
 from bench.gpu.measure import RATES
-from bench.gpu.store import about, key
+from bench.gpu.store import about, key, whole_lines
 from bench.gpu.targets import TARGET_DEVICE, TARGETS, slower_than_compiled, verdict
 from bench.plots import line_plot
-from bench.results import Row
+from bench.results import RESULTS, Row
 from bench.tables import describe, fraction, milliseconds, shape
 
 __all__ = ["INTRODUCTION", "TARGET_DEVICE", "section"]
@@ -50,6 +51,7 @@ def section(device: str, slug: str, rows: list[Row], notes: str, folder: Path) -
         yield from _rates(rows)
     else:
         yield "Not measured yet. Nothing here is known to be fast."
+    yield _tests(RESULTS / slug / "tests.jsonl" if slug else None)
     if device == TARGET_DEVICE:
         yield "\n".join(_targets(rows))
     if notes:
@@ -57,6 +59,18 @@ def section(device: str, slug: str, rows: list[Row], notes: str, folder: Path) -
     yield from _figures(slug, rows, folder)
     for part, cases in PARTS.items():
         yield f"<details><summary>{part}</summary>\n\n{_table(cases(False), cases(True), rows)}\n\n</details>"
+
+
+def _tests(path: Path | None) -> str:
+    """How the newest tests of the device ended."""
+    lines = whole_lines(path) if path else []
+    if not lines:
+        return "Tests on the device: not run."
+    newest = {line["test"]: line for line in lines if line["code"] == lines[-1]["code"]}
+    counts = Counter(line["outcome"] for line in newest.values())
+    failed = [name for name, line in newest.items() if line["outcome"] == "failed"]
+    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+    return f"Tests on the device, commit {lines[-1]['commit']}: {said}{': ' if failed else ''}{'; '.join(failed)}."
 
 
 def _rates(rows: list[Row]) -> Iterator[str]:

@@ -155,16 +155,69 @@ def test_rows_without_a_matrix(m: int, dim: int, most: int | None) -> None:
     nt_xent(*(x[:256] for x in views), TEMPERATURE, backend="triton").backward()  # compiles
     for x in views:
         x.grad = None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    losses = nt_xent(*views, TEMPERATURE, reduction="none", backend="triton")
-    found = [losses.detach()[anchors], *torch.autograd.grad(losses, views, grad)]
-    torch.cuda.synchronize()
-    assert torch.cuda.max_memory_allocated() - before <= min(20 * m * dim + 8 * MIB, most or float("inf"))
+
+    def step() -> list[Tensor]:
+        losses = nt_xent(*views, TEMPERATURE, reduction="none", backend="triton")
+        return [losses.detach()[anchors], *torch.autograd.grad(losses, views, grad)]
+
+    found, extra = with_peak(step)
+    assert extra <= min(20 * m * dim + 8 * MIB, most or float("inf"))
     plain, true = (losses_of(anchors, grad, views, dtype) for dtype in (torch.float32, torch.float64))
     for x, near, exact in zip(found, plain, true, strict=True):
         assert_accurate(x, near, exact, BF16, dim)
+
+
+def with_peak(function: Callable[[], list[Tensor]]) -> tuple[list[Tensor], int]:
+    """The results, and how far the memory in use rose above what was there before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = function()
+    torch.cuda.synchronize()
+    return results, torch.cuda.max_memory_allocated() - before
+
+
+def test_queue_without_a_matrix() -> None:
+    """The keys are frozen: nothing of the size of n × m, and nothing of the queue's."""
+    n, m, dim = 4096, 1 << 19, 128
+    q, positive, queue = (normal(rows, dim, dtype=BF16, grad=False) for rows in (n, n, m))
+    q.requires_grad_()
+
+    def step() -> list[Tensor]:
+        d, _ = similarity_logsumexp(q, queue, scale=0.1, positive=positive, backend="triton")
+        return [*torch.autograd.grad(d.sum(), q)]
+
+    step()  # compiles
+    found, extra = with_peak(step)
+    assert extra <= 20 * n * dim + 32 * MIB < min(2 * n * m, 2 * m * dim)
+    assert found[0].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", backends_of("masking"))
+def test_gathers_take_no_memory_but_their_results(backend: str) -> None:
+    skip_without("masking", backend)
+    images = normal(256, 3, 224, 224, dtype=BF16)
+    keep, _, _ = random_masking(256, 196, num_keep=49, seed=1, device=CUDA)
+    upstream = normal(256, 49, 768, dtype=BF16, grad=False)
+
+    def step() -> list[Tensor]:
+        out = gather_patches(images, keep, 16, backend=backend)
+        return [out.detach(), *torch.autograd.grad(out, images, upstream)]
+
+    step()  # compiles
+    found, extra = with_peak(step)
+    assert extra <= sum(x.nbytes for x in found) + 2 * MIB
+
+
+@pytest.mark.parametrize("backend", backends_of("reconstruction"))
+def test_masked_mse_takes_no_memory_but_its_gradient(backend: str) -> None:
+    skip_without("reconstruction", backend)
+    pred, images = normal(256, 196, 768, dtype=BF16), normal(256, 3, 224, 224, dtype=torch.float32, grad=False)
+    mask = (torch.rand(256, 196, device=CUDA).argsort(1) < 147).float()
+    step = lambda: differentiate(lambda x: masked_mse(x, images, mask, 16, backend=backend), (pred,))  # noqa: E731
+    step()  # compiles
+    found, extra = with_peak(step)
+    assert extra <= found[1].nbytes + 4 * MIB
 
 
 def test_nt_xent_of_rows_far_apart() -> None:
