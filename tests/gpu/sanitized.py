@@ -7,9 +7,9 @@ import sys
 from itertools import product
 
 import torch
+from torch import Tensor
 
 from hsv_kernels import gather_patches, gather_tokens, masked_mse, random_masking, restore_tokens
-from hsv_kernels.backends import OPERATIONS, BackendError
 
 FINISHED = "every CUDA kernel ran"
 
@@ -20,25 +20,30 @@ def read_out_of_bounds() -> None:
 
 
 def run_all() -> None:
-    for (batch, rows), keep, dtype in product(((1, 1), (3, 5), (2, 17)), (1, 4), (torch.float32, torch.bfloat16)):
-        patches = rows * 3
-        ids, restore, mask = random_masking(
-            batch, patches, num_keep=min(keep, patches), seed=1, device="cuda", backend="cuda"
-        )
-        images = torch.randn(batch, 3, 4 * rows, 4 * 3, dtype=dtype, device="cuda", requires_grad=True)
-        tokens = torch.randn(batch, patches, 33, dtype=dtype, device="cuda", requires_grad=True)
-        gather_patches(images, ids, 4, backend="cuda").sum().backward()
-        kept = gather_tokens(tokens, ids, backend="cuda")
-        kept.sum().backward()
-        try:
-            restore_tokens(
-                kept.detach().requires_grad_(), restore, tokens[0, 0].detach(), backend="cuda"
-            ).sum().backward()
-        except BackendError as error:
-            print(error)
-        if "cuda" in OPERATIONS["reconstruction"]:
-            pred = torch.randn(batch, patches, 48, dtype=dtype, device="cuda", requires_grad=True)
-            masked_mse(pred, images.detach(), mask, 4, backend="cuda").backward()
+    """One patch to several blocks of them; channels side by side and alone; rows that allow wide accesses or do not."""
+    shapes = ((1, 1), (3, 5), (2, 17))
+    for (batch, rows), channels, dim, dtype in product(shapes, (1, 3), (33, 64), (torch.float32, torch.bfloat16)):
+        patches, side = rows * 3, 8 if dim == 64 else 5
+        keep = min(4, patches)
+        ids, restore, mask = random_masking(batch, patches, num_keep=keep, seed=1, device="cuda", backend="cuda")
+
+        images = normal(batch, channels, side * rows, side * 3, dtype=dtype)
+        both_ways(gather_patches(images, ids, side, backend="cuda"))
+        both_ways(gather_tokens(normal(batch, patches, dim, dtype=dtype), ids, backend="cuda"))
+        tokens, token = normal(batch, keep, dim, dtype=dtype), normal(dim, dtype=dtype)
+        both_ways(restore_tokens(tokens, restore, token, backend="cuda"))
+        pred = normal(batch, patches, side * side * channels, dtype=dtype)
+        both_ways(masked_mse(pred, images.detach(), mask, side, backend="cuda"))
+
+
+def normal(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, device="cuda", requires_grad=True)
+
+
+def both_ways(value: Tensor) -> None:
+    """Backward from a gradient in memory, and from the single number that a sum hands out."""
+    value.backward(torch.randn_like(value), retain_graph=True)
+    value.sum().backward()
 
 
 if __name__ == "__main__":
