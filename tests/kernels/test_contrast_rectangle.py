@@ -469,6 +469,22 @@ def test_workspace_is_bounded(n: int, m: int, mean_key: bool) -> None:
         assert backward <= 4 * (2 * n * dim + 3 * n + m + threads * chunk(2)) + 2**16
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
+@pytest.mark.parametrize("rows, columns", [(1, 65536), (256, 65536), (4096, 65536), (65536, 256), (300, 200)])
+def test_parts_fill_the_device_and_are_bounded(
+    rows: int, columns: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Partial sums are at most rows + columns rows of D values, and every column is in one part."""
+    triton_rectangle = similarity._kernels(backend)
+    monkeypatch.setattr(triton_rectangle, "processors_of", lambda _: 132)
+    tiles = triton_rectangle.key_gradient_tiles(90, torch.bfloat16, 128)
+    visited, splits = triton_rectangle.split(torch.empty(0), rows, columns, tiles, 1)
+    assert splits * rows <= rows + columns
+    assert (splits - 1) * visited * tiles.columns < columns <= splits * visited * tiles.columns
+    if columns == 65536 and rows > 1:
+        assert splits * -(-rows // tiles.rows) >= 0.9 * 132
+
+
 def test_memory_of_a_queue() -> None:
     """256 queries against 65,536 keys, whose similarities would take 64 MiB and a packed copy 32."""
     q, queue = torch.randn(256, 128, requires_grad=True), torch.randn(128, 65536).t()

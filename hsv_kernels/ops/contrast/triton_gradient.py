@@ -13,6 +13,7 @@ from hsv_kernels.ops.contrast.triton_tiles import (
     architecture_of,
     backward_tiles,
     candidates,
+    fewest_splits,
     fits_fixed_shift,
     load_rows,
     place_of_row,
@@ -160,13 +161,7 @@ def columns_of_splits(z: Tensor, dim: int, tiles: Tiles) -> tuple[int, int]:
     blocks, slots = triton.cdiv(m, SPLIT_BLOCK), tiles.programs * processors_of(z)
     programs = triton.cdiv(m, tiles.rows) * triton.cdiv(dim, tiles.dims)
     most = min(blocks, max(2, (8 << 20) // (4 * m * dim)))
-
-    def filled(splits: int) -> float:
-        """The part of the device that is at work until the last program ends."""
-        return programs * splits / (slots * triton.cdiv(programs * splits, slots))
-
-    fullest = max(map(filled, range(1, most + 1)))
-    splits = next(splits for splits in range(1, most + 1) if filled(splits) >= 0.95 * fullest)
+    splits = fewest_splits(programs, most, slots)
     columns = triton.cdiv(blocks, splits)
     return columns * SPLIT_BLOCK, triton.cdiv(blocks, columns)
 

@@ -19,6 +19,7 @@ from hsv_kernels.ops.contrast.triton_tiles import (
     LOG2E,
     Tiles,
     architecture_of,
+    fewest_splits,
     load_rows,
     padded,
     processors_of,
@@ -126,7 +127,7 @@ def rectangle_kernel(
     i_m = tl.program_id(0).to(tl.int64) * BLOCK_M
     i_split = tl.program_id(1).to(tl.int64)
     o_m = rows_of_tile(i_m, QUERIES, BLOCK_M)
-    o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_d = (0 if WIDTH == BLOCK_D else tl.program_id(2) * BLOCK_D) + tl.arange(0, BLOCK_D)  # 0: one load serves both
     b_scale = tl.load(p_scale) * LOG2E
 
     begin = i_split * TILES
@@ -246,18 +247,20 @@ def add_queries(
     b_s = b_scale * similarity_to_keys(
         p_k, i_m, o_m, p_q, i_n, o_n, WIDTH, False, PRECISION, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D
     )
-    b_w = tl.load(p_weight + i_n + o_n)[None, :] * tl.exp2(b_s - tl.load(p_top + i_n + o_n)[None, :])
+    m_n = tl.arange(0, BLOCK_N) < QUERIES - i_n if MASKED else None
+    b_weight = tl.load(p_weight + i_n + o_n, mask=m_n, other=0 if MASKED else None)
+    b_w = b_weight[None, :] * tl.exp2(b_s - tl.load(p_top + i_n + o_n)[None, :])
     if MASKED:
-        m_n = (tl.arange(0, BLOCK_N) < QUERIES - i_n)[None, :]
         o_key = (i_m + o_m).to(tl.int32)[:, None]
         o_query = (i_n + o_n).to(tl.int32)[None, :]
         m_mn = is_candidate(
-            p_positive, p_q_labels, p_k_labels, m_n, o_query, o_key, SELF_OFFSET, EXCLUDE_SELF, POSITIVE, LABELS
-        )
+            p_positive, p_q_labels, p_k_labels, tl.full((BLOCK_M, BLOCK_N), 1, tl.int1), o_query, o_key,
+            SELF_OFFSET, EXCLUDE_SELF, False, LABELS,
+        )  # fmt: skip
         b_w = tl.where(m_mn, b_w, 0)
         if POSITIVE:
-            m_positive = m_n & (tl.load(p_positive + o_query).to(tl.int32) == o_key)
-            b_w = tl.where(m_positive, tl.load(p_h + o_query), b_w)
+            b_h = tl.load(p_h + i_n + o_n, mask=m_n, other=0)
+            b_w = tl.where(tl.load(p_positive + o_query).to(tl.int32) == o_key, b_h[None, :], b_w)
     b_q = load_rows(p_q, i_n, o_n, o_d, WIDTH)
     return dot(round_to(b_w, p_q.dtype.element_ty), b_q, b_gradient, PRECISION)
 
@@ -277,7 +280,7 @@ def key_gradient_kernel(
     i_m = tl.program_id(0).to(tl.int64) * BLOCK_M
     i_split = tl.program_id(1).to(tl.int64)
     o_m = rows_of_tile(i_m, KEYS, BLOCK_M)
-    o_d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_d = (0 if WIDTH == BLOCK_D else tl.program_id(2) * BLOCK_D) + tl.arange(0, BLOCK_D)  # 0: one load serves both
     b_scale = tl.load(p_scale) * LOG2E
 
     begin = i_split * TILES
@@ -459,21 +462,23 @@ def laid_out(k: Tensor, width: int, tiles: Tiles) -> tuple[Tensor, int, bool]:
 
 
 def split(like: Tensor, rows: int, columns: int, tiles: Tiles, chunks: int) -> tuple[int, int]:
-    """Tiles of columns that a program visits, and parts that they make: as many as the device runs at once.
+    """Tiles of columns that a program visits, and parts that they make: as few as fill the device.
 
     Partial results of all parts are at most rows + columns rows.
     """
     blocks = triton.cdiv(columns, tiles.columns)
-    wanted = 2 * processors_of(like) // (triton.cdiv(rows, tiles.rows) * chunks)
-    visited = triton.cdiv(blocks, max(1, min(wanted, 1 + columns // rows, blocks)))
+    programs = triton.cdiv(rows, tiles.rows) * chunks
+    splits = fewest_splits(programs, min(blocks, 1 + columns // rows), tiles.programs * processors_of(like))
+    visited = triton.cdiv(blocks, splits)
     return visited, triton.cdiv(blocks, visited)
 
 
 def rectangle_tiles(architecture: int, dtype: torch.dtype, dim: int, mean: bool) -> Tiles:
     """The tile of rectangle_kernel, with or without the mean key; an architecture not listed takes the smallest."""
-    if mean:
-        return key_gradient_tiles(architecture, dtype, dim)
     dims = max(16, triton.next_power_of_2(dim))
+    if mean:
+        wide = architecture == 100 and dtype != torch.float32 and dims <= 128
+        return Tiles(128, 64, dims, 8, 2) if wide else key_gradient_tiles(architecture, dtype, dim)
     if dtype == torch.float32:
         return Tiles(64, 32, min(dims, 32), 4, 2)
     if architecture in (80, 90, 100):
@@ -486,10 +491,14 @@ def key_gradient_tiles(architecture: int, dtype: torch.dtype, dim: int) -> Tiles
     """The tile of key_gradient_kernel, whose accumulator is as wide; an architecture not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
-        return Tiles(64, 32, min(dims, 32), 4, 2)
+        return Tiles(64, 32, min(dims, 32), 8 if architecture == 100 else 4, 2)
+    if architecture == 80 and dims <= 128:
+        return Tiles(64, 64, dims, 4, 2, programs=2)
+    if architecture == 90 and dims <= 128:
+        return Tiles(128, 64, dims, 8, 3)
     if architecture in (80, 90, 100):
-        return Tiles(128 if dims <= 128 else 64, 64, min(dims, 128), 8, 2)
-    return Tiles(64, 32, min(dims, 64), 4, 2)
+        return Tiles(64, 64, min(dims, 128), 8, 2)
+    return Tiles(64, 32, min(dims, 64), 4, 2, programs=2)
 
 
 #: What the specialisations leave out: nothing, one column of each query, or whatever labels say as well.

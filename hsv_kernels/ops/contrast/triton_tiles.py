@@ -1,5 +1,6 @@
 """Tiles of the Triton contrast kernels: their sizes for each architecture, and what every kernel does with one."""
 
+import functools
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ __all__ = [
     "architecture_of",
     "backward_tiles",
     "candidates",
+    "fewest_splits",
     "fits_fixed_shift",
     "forward_tiles",
     "load_rows",
@@ -191,6 +193,21 @@ def similarity(
 def padded(q: Tensor, width: int) -> Tensor:
     """q [n, D] contiguous, with zeros from D to width."""
     return q.contiguous() if q.shape[1] == width else F.pad(q, (0, width - q.shape[1]))
+
+
+@functools.cache
+def fewest_splits(programs: int, most: int, slots: int) -> int:
+    """Parts to split each of `programs` into, at most `most`: as few as fill a device about as well as any number does.
+
+    `slots` is how many the device runs at once. A twentieth of it is given away for fewer parts.
+    """
+
+    def filled(splits: int) -> float:
+        """The part of the device that is at work until the last program ends."""
+        return programs * splits / (slots * triton.cdiv(programs * splits, slots))
+
+    fullest = max(map(filled, range(1, most + 1)))
+    return next(splits for splits in range(1, most + 1) if filled(splits) >= 0.95 * fullest)
 
 
 def processors_of(tensor: Tensor) -> int:
