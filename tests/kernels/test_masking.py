@@ -102,6 +102,15 @@ def test_masks_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_masks_of_many_seeds_have_the_bits_of_the_definition(backend: str) -> None:
+    device = device_of(backend)
+    for seed in range(50):
+        draw = {"num_keep": 49, "seed": seed, "offset": 2**32 * (seed % 3) + seed, "device": device}
+        found, expected = (random_masking(3, 196, **draw, backend=name) for name in (backend, "reference"))
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_masks_do_not_follow_the_default_dtype(backend: str) -> None:
     draw = {"num_keep": 2, "seed": 0, "device": device_of(backend), "backend": backend}
     expected = random_masking(2, 7, **draw)
@@ -169,6 +178,8 @@ IMAGES = [
     (3, 5, 7, 5, 7, 1.0),
     (3, 4, 6, 1, 1, 0.4),
     (257, 2, 3, 1, 3, 0.5),
+    (2, 8, 16, 4, 8, 0.5),
+    (4, 8, 16, 4, 8, 0.5),
 ]
 
 

@@ -61,6 +61,8 @@ CASES = {
     "large patches": Case(1, 3, 2, 1, 32, 32, masked=1.0),
     "wide patches": Case(2, 3, 2, 2, 2, 48),
     "rows of half vectors": Case(2, 3, 2, 3, 3, 24),
+    "patches above any block": Case(1, 3, 1, 2, 80, 96, masked=None),
+    "one plane above any block": Case(1, 1, 2, 1, 96, 112, masked=1.0),
     "all visible": Case(2, 3, 2, 2, 4, 4, masked=0.0),
 }
 VIT = CASES["vit"]
@@ -151,6 +153,19 @@ def test_images_of_another_type(backend: str, images: torch.dtype) -> None:
     plain = by_autograd(SMALL, given._replace(images=given.images.float()))
     for found, expected, exact in zip(evaluate(SMALL, backend, given), plain, truth, strict=True):
         assert_accurate(found, expected, exact, torch.float32, SMALL.values)
+
+
+@every_backend
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_half_predictions_of_single_images(backend: str, layout: torch.memory_format) -> None:
+    """Both sides are read 16 bytes at a time, which are not as many values of one as of the other."""
+    given = problem(VIT, backend)
+    given = given._replace(pred=given.pred.bfloat16(), images=given.images.contiguous(memory_format=layout))
+    truth = by_autograd(VIT, given.double())
+    plain = by_autograd(VIT, given._replace(pred=given.pred.float()))
+    found = evaluate(VIT, backend, given)
+    assert_accurate(found[0], plain[0], truth[0], torch.float32, VIT.values)
+    assert_accurate(found[1], plain[1], truth[1], torch.bfloat16, VIT.values)
 
 
 @in_double

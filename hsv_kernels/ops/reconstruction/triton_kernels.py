@@ -26,9 +26,6 @@ from hsv_kernels.ops.triton_utils import Configuration, round_to, triton_type
 
 __all__ = ["backward", "configurations", "forward"]
 
-#: Values, padding included, that a program holds at a time, 32 in each thread; larger patches take several turns.
-MOST_VALUES = 16384
-
 
 @triton.jit
 def patches_of_program(L, T: tl.constexpr):
@@ -203,10 +200,14 @@ class Block(NamedTuple):
 
 
 def block_of(layout: Layout) -> Block:
-    """One patch of at least 4,096 values, or several; 32 values in each of at least 128 threads."""
-    BG = min(triton.next_power_of_2(layout.groups), MOST_VALUES // layout.values)
-    T = max(1, 4096 // (BG * layout.values))
-    return Block(T, BG, triton.cdiv(layout.groups, BG), max(4, T * BG * layout.values // 1024))
+    """At least 128 threads and at most 512, each with 32 values where planes are interleaved and 16 elsewhere.
+
+    Several small patches make a block; a patch that does not fit takes several turns.
+    """
+    of_thread = 32 if layout.I > 1 else 16
+    BG = min(triton.next_power_of_2(layout.groups), 512 * of_thread // layout.values)
+    T = max(1, 128 * of_thread // (BG * layout.values))
+    return Block(T, BG, triton.cdiv(layout.groups, BG), T * BG * layout.values // of_thread // 32)
 
 
 def _block(pred: Tensor, images: Tensor, p: int, q: int) -> tuple[Layout, Block]:
