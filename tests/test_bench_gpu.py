@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,6 +188,31 @@ def test_out_of_memory_is_a_row(case: Case, store: Store) -> None:
     measure.measure_case(case, store, {}, ["forward"], ["hsv", "eager"])
     statuses = {r["provider"]: r["status"] for r in store.rows.values()}
     assert statuses == {"hsv": "ok", "eager": "out of memory"}
+
+
+def test_what_a_failed_provider_held_is_free_before_the_next(
+    case: Case, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With CUDA's part stood in for."""
+    held: list[weakref.ref] = []
+    alive: list[bool] = []
+
+    def exhausted(x: Tensor) -> Tensor:
+        matrix = torch.zeros(64, 64)
+        held.append(weakref.ref(matrix))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    case.providers["eager"] = Provider(lambda: exhausted)
+    monkeypatch.setattr(measure, "DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(held[-1]() is not None))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 350)
+    measure.measure_case(case, store, {}, ["forward"], ["eager", "hsv"])
+    assert alive == [False]
+    found = {r["provider"]: (r["status"], r["extra_bytes"]) for r in store.rows.values()}
+    assert found == {"eager": ("out of memory", None), "hsv": ("ok", 250)}
 
 
 def test_a_crash_is_blamed_on_its_case_and_the_part_goes_on(
