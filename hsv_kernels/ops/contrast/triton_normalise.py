@@ -72,7 +72,8 @@ def normalise_kernel(
     if i_n == 0:
         b_temperature = tl.load(p_temperature)
         m_valid = (b_temperature > 0) & (b_temperature < float("inf"))
-        tl.store(p_scale, tl.where(m_valid, 1 / b_temperature, float("nan")))
+        b_scale = tl.div_rn(1.0, b_temperature)  # the bits of backward's: both look whether a fixed shift fits
+        tl.store(p_scale, tl.where(m_valid, b_scale, float("nan")))
 
 
 def normalise(z0: Tensor, z1: Tensor, temperature: Tensor, width: int, dtype: torch.dtype) -> Normalised:

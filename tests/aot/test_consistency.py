@@ -1,0 +1,28 @@
+"""What forward and backward work out apart must come out alike on a device."""
+
+import re
+
+import pytest
+
+from hsv_kernels.backends import interpreting, triton_problem
+
+if triton_problem() or interpreting():
+    pytest.skip(triton_problem() or "the interpreter cannot share a process with the compiler", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from tests.aot.shipped import shipped
+
+
+def test_scale_is_rounded_as_torch_rounds() -> None:
+    """1 / temperature of forward has the bits of backward's, or the two may differ on whether a fixed shift fits."""
+    configuration = next(c for (_, kernel, *_), (_, c) in shipped().items() if kernel == "normalise_kernel")
+    names = [parameter.name for parameter in configuration.kernel.params]
+    source = ASTSource(
+        fn=configuration.kernel,
+        signature={name: configuration.signature.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in configuration.constexprs.items()},
+    )
+    divisions = re.findall(r"\bdiv\.\w+|\brcp\.\w+", compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"])
+    assert set(divisions) <= {"div.rn", "rcp.rn"} and divisions
