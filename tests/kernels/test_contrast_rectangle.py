@@ -1,5 +1,6 @@
 """similarity_logsumexp of queries against keys: every form against float64, frozen keys, memory, threads."""
 
+import mmap
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -483,6 +484,31 @@ def test_parts_fill_the_device_and_are_bounded(
     assert (splits - 1) * visited * tiles.columns < columns <= splits * visited * tiles.columns
     if columns == 65536 and rows > 1:
         assert splits * -(-rows // tiles.rows) >= 0.9 * 132
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
+def test_keys_are_read_in_place_where_tiles_can(backend: str) -> None:
+    """Where Triton can load whole vectors, and the rows of a tile are no more than 32 bits apart; else from a copy."""
+    laid_out = similarity._kernels(backend).laid_out
+    tiles = similarity._kernels(backend).key_gradient_tiles(0, torch.bfloat16, 64)
+    for stride, in_place in ((64, True), (80, True), (72, False), (2**31 // tiles.columns, False)):
+        keys = torch.empty_strided((2, 64), (stride, 1), dtype=torch.bfloat16)
+        found, between, by_columns = laid_out(keys, 64, tiles)
+        assert (found is keys, between, by_columns) == (in_place, stride if in_place else 64, False)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
+def test_keys_beyond_32_bits_of_each_other(backend: str) -> None:
+    """A tile whose rows are 2^27 values apart, in memory that is hardly ever touched."""
+    q, k, _ = case("keys", 5, 20, 16, torch.bfloat16)
+    step = 2**27
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    memory = mmap.mmap(-1, 2 * (len(k) * step), flags=flags)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    apart = torch.frombuffer(memory, dtype=k.dtype).as_strided(k.shape, (step, 1)).copy_(k)
+    expected, found = (similarity_logsumexp(q, x, scale=0.3, backend=backend) for x in (k, apart))
+    assert torch.equal(found, expected)
 
 
 def test_memory_of_a_queue() -> None:

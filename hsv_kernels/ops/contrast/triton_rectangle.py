@@ -415,10 +415,10 @@ def weight_unit(g: Tensor, h: Tensor | None, dtype: torch.dtype) -> Tensor:
     """What weights are divided by (0-dim float32): 1, or for float16 what makes the largest gradient 2^14."""
     if dtype != torch.float16:
         return g.new_ones(())
-    top = g.abs().amax()
+    top = g.abs().amax().clamp_min(2.0**-100)  # for a unit above 0
     if h is not None:
         top = torch.maximum(top, h.abs().amax())
-    return torch.where(top == 0, 1.0, top * 2.0**-14)
+    return top * 2.0**-14
 
 
 def selection(form: Form) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -448,14 +448,15 @@ def whole_chunks(dim: int, tiles: Tiles) -> int:
 def laid_out(k: Tensor, width: int, tiles: Tiles) -> tuple[Tensor, int, bool]:
     """Keys that tiles load in whole vectors, the stride between keys and False, or that between dimensions and True.
 
+    Triton knows of a stride that it is a multiple of 16, or nothing. A tile's rows lie less than 2^31 values apart.
+
     Rows of unit stride are read where they are, and so are columns, a queue kept as [D, m], if they are whole tiles.
     float32 columns are copied: matrix units take float32 by rows alone.
     """
-    vector = 16 // k.element_size()
     if k.shape[1] == width and k.data_ptr() % 16 == 0:
-        if k.stride(1) == 1 and k.stride(0) % vector == 0:
+        if k.stride(1) == 1 and k.stride(0) % 16 == 0 and k.stride(0) * tiles.columns < 2**31:
             return k, k.stride(0), False
-        whole = k.stride(0) == 1 and k.stride(1) % vector == 0 and len(k) % tiles.columns == 0
+        whole = k.stride(0) == 1 and k.stride(1) % 16 == 0 and len(k) % tiles.columns == 0
         if whole and k.dtype != torch.float32:
             return k, k.stride(1), True
     return padded(k, width), width, False
