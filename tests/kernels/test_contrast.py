@@ -1,5 +1,8 @@
 """NT-Xent and the square logsumexp on every backend against float64: values, gradients, layouts."""
 
+import importlib
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -122,6 +125,39 @@ def test_scaled_gradient_in_half(backend: str) -> None:
     """An incoming gradient beyond the range of float16, whose products with the rows' inverse norms are in it."""
     z0, z1 = (1000 * z for z in two_views("random", 21, 24, torch.float16))
     check(run_nt_xent, z0, z1, 0.2, 65536 * torch.ones(42), backend=backend, dtype=torch.float16, dim=24)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-42])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vanishing_gradient_in_half(backend: str, size: float) -> None:
+    """An incoming gradient whose quotient by the range of float16 is 0."""
+    z0, z1 = two_views("random", 5, 16, torch.float16)
+    k = z1.to(device_of(backend)).requires_grad_()
+    found = run_nt_xent(z0, z1, 0.2, torch.full((10,), size), backend, torch.float16)[1:]
+    found += run_logsumexp(z0, 0.1, True, torch.full((5,), size), backend, torch.float16)[1:]
+    lse = similarity_logsumexp(z0.to(k.device), k, scale=0.1, backend=backend)
+    found += torch.autograd.grad(lse, k, torch.full_like(lse, size))
+    assert not any(x.any() for x in found)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
+def test_one_chunk_of_similarities_at_a_time(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix products of wide rows: what one chunk of rows took is free before the next begins."""
+    triton_matmul = importlib.import_module("hsv_kernels.ops.contrast.triton_matmul")
+    monkeypatch.setattr(triton_matmul, "LARGEST_TILED_DIM", 0)
+    product, seen = triton_matmul.product, []
+
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        if b.shape[1] == 20:
+            assert not any(x() is not None for x in seen)
+        found = product(a, b)
+        seen.extend(weakref.ref(x) for x in (a, found) if x.shape[1] == 20)
+        return found
+
+    monkeypatch.setattr(triton_matmul, "product", watched)
+    z0, z1 = two_views("random", 10, 8, torch.float32)
+    run_nt_xent(z0, z1, 0.2, incoming(20), backend, torch.float32)
+    assert len(seen) == 6  # similarities and weights of three chunks
 
 
 @pytest.mark.parametrize("temperature", [0.05, torch.tensor(0.05)], ids=["number", "tensor"])

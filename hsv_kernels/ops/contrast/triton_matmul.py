@@ -27,8 +27,8 @@ def pairwise_weight_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """W [R, M] of the rows i_first … from their products with all rows, p_s [R, M]."""
-    i_r = tl.program_id(0).to(tl.int64) * BLOCK_M
-    i_n = tl.program_id(1).to(tl.int64) * BLOCK_N
+    i_n = tl.program_id(0).to(tl.int64) * BLOCK_N
+    i_r = tl.program_id(1).to(tl.int64) * BLOCK_M
     o_r, o_n = i_r + tl.arange(0, BLOCK_M), i_n + tl.arange(0, BLOCK_N)
     o_m = i_first + o_r
     m_r, m_n = o_r < R, o_n < M
@@ -56,19 +56,36 @@ def rows_by_matmul(
     rows = scale.new_empty(1, m, dim)
     with torch.cuda.device_of(z), torch.autocast(z.device.type, enabled=False):
         for first in range(0, m, dim):
-            chunk = z[first : first + dim]
-            s = product(chunk, z.T)
-            w = torch.empty_like(s, dtype=z.dtype)
-            pairwise_weight_kernel[(triton.cdiv(len(chunk), BLOCK_M), triton.cdiv(m, BLOCK_N))](
-                *(s, scale, kept, weight, w, first, len(chunk), m),
-                PAIRS=pairs,
-                EXCLUDE_SELF=exclude_self,
-                FIXED=kind == Shift.FIXED,
-                BLOCK_M=BLOCK_M,
-                BLOCK_N=BLOCK_N,
-            )
+            w = weights_of_rows(first, min(dim, m - first), z, scale, kept, weight, pairs, exclude_self, kind)
             rows[0, first : first + dim] = product(w, z[:, :dim])
+            del w  # before the next is made
     return rows
+
+
+def weights_of_rows(
+    first: int,
+    count: int,
+    z: Tensor,
+    scale: Tensor,
+    kept: Tensor,
+    weight: Tensor,
+    pairs: bool,
+    exclude_self: bool,
+    kind: Shift,
+) -> Tensor:
+    """W [count, M], in the dtype of z, of the rows from `first` on."""
+    m = z.shape[0]
+    s = product(z[first : first + count], z.T)
+    w = torch.empty_like(s, dtype=z.dtype)
+    pairwise_weight_kernel[(triton.cdiv(m, BLOCK_N), triton.cdiv(count, BLOCK_M))](
+        *(s, scale, kept, weight, w, first, count, m),
+        PAIRS=pairs,
+        EXCLUDE_SELF=exclude_self,
+        FIXED=kind == Shift.FIXED,
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+    )
+    return w
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
