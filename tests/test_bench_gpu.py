@@ -18,7 +18,7 @@ from bench import limits, page, results
 from bench.cases import Case, Provider
 from bench.gpu import build, cases, measure, parts, truth
 from bench.gpu import page as gpu_page
-from bench.gpu.child import Deadline, run
+from bench.gpu.child import DEVICE_LOST, Deadline, run
 from bench.gpu.store import Store, key, whole_lines
 from bench.gpu.suite import run_tests
 from bench.gpu.targets import TARGETS, Target, slower_than_compiled, verdict
@@ -218,7 +218,7 @@ def test_what_a_failed_provider_held_is_free_before_the_next(
 def test_a_crash_is_blamed_on_its_case_and_the_part_goes_on(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    codes = [-11, measure.DEVICE_LOST, measure.OUT_OF_TIME]
+    codes = [-11, DEVICE_LOST, measure.OUT_OF_TIME]
     begun = tmp_path / "begun.json"
 
     def crash_at_first(command: list[str], seconds: float, environment: dict) -> int:
@@ -438,6 +438,25 @@ def test_tests_that_the_deadline_left_out_are_counted(tmp_path: Path) -> None:
     found = run_tests(tmp_path / "results", Deadline(12), {str(tests): False})
     assert found.count("passed") == 1 and found.not_reached == 2
     assert found.notes == [f"{tests}: ended by the deadline, 2 tests not reached"]
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_test_that_breaks_the_device_has_failed_and_the_others_run_elsewhere(
+    tmp_path: Path, side_by_side: bool
+) -> None:
+    """The fault shows after the test has passed, as that of a kernel does which nothing waited for."""
+    tests = tmp_path / "test_fault.py"
+    tests.write_text(
+        "import torch\n"
+        "def lost(): raise RuntimeError('an illegal memory access was encountered')\n"
+        "def test_first(): pass\n"
+        "def test_breaks(): torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, lost\n"
+        "def test_last(): assert torch.cuda.synchronize is not lost\n"
+    )
+    found = run_tests(tmp_path / "results", Deadline(100), {str(tests): side_by_side})
+    outcomes = {name.split("::")[-1]: one["outcome"] for name, one in found.outcomes.items()}
+    assert outcomes == {"test_first": "passed", "test_breaks": "failed", "test_last": "passed"}
+    assert not found.not_reached and not found.notes
 
 
 def test_build_says_what_is_missing_and_what_that_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:

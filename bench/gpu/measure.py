@@ -19,12 +19,13 @@ from bench import results
 from bench.cases import DEVICE, MODES, Case
 from bench.clock import between, mark
 from bench.gpu.cases import PARTS
+from bench.gpu.child import DEVICE_LOST
 from bench.gpu.store import Store, about, fingerprint, key, stored
 from bench.results import Row
 from bench.tables import milliseconds
 from bench.timing import Call, failure, time_rounds
 
-OUT_OF_TIME, DEVICE_LOST = 75, 76
+OUT_OF_TIME = 75
 RATES = "device rates"
 TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 5e-2}  # ‖found − truth‖ / ‖truth‖
 REPLAYED = 8  # calls in one graph, at least

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.gpu.cases import PARTS
-from bench.gpu.child import Deadline, run
-from bench.gpu.measure import DEVICE_LOST, OUT_OF_TIME, append_failure
+from bench.gpu.child import DEVICE_LOST, Deadline, run
+from bench.gpu.measure import OUT_OF_TIME, append_failure
 from bench.gpu.store import Store, stored
 from bench.results import Row
 
