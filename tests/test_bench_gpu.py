@@ -1,13 +1,18 @@
 """The logic of `make gpu` without a GPU: rows that outlast processes, deadlines, checks, limits and the page."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +111,26 @@ def test_a_process_ends_by_its_deadline_with_all_that_it_started(tmp_path: Path)
     assert beat.stat().st_size == size > 0
     assert run(["sh", "-c", "exit 7"], 20) == 7
     assert run(["sh", "-c", "kill -9 $$"], 20) == -9
+
+
+def test_what_ends_the_command_ends_what_it_started(tmp_path: Path) -> None:
+    beat = tmp_path / "beat"
+    script = (
+        "import sys\n"
+        "from bench.gpu import child, command\n"
+        "command.torch.cuda.is_available = lambda: False\n"
+        f"loop = ['sh', '-c', 'while sleep 0.1; do echo . >> {beat}; done']\n"
+        "command.rehearse = lambda parts, seconds: child.run(loop, 100)\n"
+        "sys.exit(command.main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=results.ROOT) as command:
+        while command.poll() is None and not beat.exists():
+            time.sleep(0.1)
+        command.terminate()
+    assert command.returncode == 128 + signal.SIGTERM
+    size = beat.stat().st_size
+    time.sleep(0.5)
+    assert beat.stat().st_size == size > 0
 
 
 def test_nothing_begins_shortly_before_the_end() -> None:
@@ -468,6 +493,21 @@ def test_build_says_what_is_missing_and_what_that_leaves_out(monkeypatch: pytest
     assert "not built: pybind11, ninja missing" in without_tools
     monkeypatch.setattr(build, "up_to_date", lambda: True)
     assert build.build(60) == [without_nvcc]
+
+
+def test_a_module_that_an_earlier_part_built_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["hsv_kernels._C is not there", SimpleNamespace(has_cuda=True)]
+    monkeypatch.setattr(build, "compiled_module", cache(lambda: answers.pop(0)))
+    monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    (tmp_path / "CMakeLists.txt").touch()
+    (tmp_path / "hsv_kernels").mkdir()
+    assert not build.up_to_date()
+    module = tmp_path / "hsv_kernels" / f"_C{EXTENSION_SUFFIXES[0]}"
+    module.touch()
+    later = time.time() + 10
+    os.utime(module, (later, later))
+    assert build.up_to_date()
 
 
 def test_python_of_the_machine_is_named_by_make() -> None:

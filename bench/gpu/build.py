@@ -52,6 +52,8 @@ def up_to_date() -> bool:
     modules = [path for suffix in EXTENSION_SUFFIXES if (path := ROOT / "hsv_kernels" / f"_C{suffix}").exists()]
     sources = [ROOT / "CMakeLists.txt", *(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
     newest = max(path.stat().st_mtime for path in sources)
+    compiled_module.cache_clear()  # what was not there before an earlier part may have been built since
+    importlib.invalidate_caches()
     complete = not find_nvcc() or getattr(compiled_module(), "has_cuda", False)
     return complete and any(module.stat().st_mtime > newest for module in modules)
 

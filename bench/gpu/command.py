@@ -8,6 +8,8 @@ this was a rehearsal in which nothing failed.
 """
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 import torch
@@ -24,11 +26,13 @@ from bench.results import RESULTS, Row
 from bench.tables import shape
 
 COMPLETE, FAILED, LEFT, REHEARSED = 0, 1, 3, 4
+ENDED = 128 + signal.SIGTERM
 FAILURES = ("failed", "out of memory")  # of hsv; what is not installed or not served is said, and is none
 BUILT = ("test", "memory-bound")  # the parts that use the compiled kernels
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))  # and with it whatever bench.gpu.child has started
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=["test", *PARTS], help="one part alone; all of them otherwise")
     parser.add_argument("--full", action="store_true", help="every dimension, and float32")
