@@ -38,6 +38,7 @@ def test_a_planted_read_out_of_bounds_is_found() -> None:
 def sanitize(tool: str, *arguments: str) -> tuple[int, str]:
     """Exit code and output; only hsv's own kernels are looked at, or torch's would take minutes."""
     command = [SANITIZER, "--tool", tool, "--kernel-name", "kns=hsv", "--error-exitcode", str(FAULT)]
+    command += ["--report-api-errors", "no"]  # CUDA asks the driver for functions that may be absent; launches raise
     command += [sys.executable, "-m", "tests.gpu.sanitized", *arguments]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or torch's pool hides what is out of bounds
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
