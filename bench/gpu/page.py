@@ -9,14 +9,13 @@ from bench.figures import series_of
 from bench.gpu.cases import PARTS
 from bench.gpu.measure import RATES
 from bench.gpu.store import about, key, whole_lines
-from bench.gpu.targets import TARGET_DEVICE, TARGETS, slower_than_compiled, verdict
+from bench.gpu.targets import NOT_MEASURED, TARGET_DEVICE, TARGETS, slower_than_compiled, verdict
 from bench.plots import line_plot
 from bench.results import RESULTS, Row
 from bench.tables import describe, fraction, milliseconds, shape
 
 __all__ = ["INTRODUCTION", "TARGET_DEVICE", "section"]
 
-NOT_MEASURED = "not measured"
 UNITS = {
     "bfloat16": ("bf16 products", 1e12, "TFLOP/s"),
     "tf32": ("tf32 products", 1e12, "TFLOP/s"),

@@ -8,6 +8,7 @@ from bench.results import Row
 from bench.tables import milliseconds
 
 TARGET_DEVICE = "NVIDIA H200"
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def verdict(target: Target, rows: list[Row]) -> str:
     """What was measured, bold where it misses; without a number, why there is none."""
     row = find(target, target.against, rows)
     if row is None:
-        return "not measured"
+        return NOT_MEASURED
     if row["status"] != "ok":
         return f"{target.against}: {row['status']}"
     value = {
@@ -68,7 +69,7 @@ def verdict(target: Target, rows: list[Row]) -> str:
         "gib": None if row.get("extra_bytes") is None else row["extra_bytes"] / 2**30,
     }[target.measure]
     if value is None:
-        return "not measured"
+        return NOT_MEASURED
     met = value >= target.bound if target.measure in ("fraction", "times") else value <= target.bound
     text = {
         "fraction": f"{value:.0%}",

@@ -63,13 +63,13 @@ struct Spot {
   uint32_t patch, group;
 };
 
-// Of groups that lie one after the other, patch by patch and sample by sample: where the one of this index is,
+// Where the group of this index is: groups lie one after the other, patch by patch and sample by sample.
 HSV_HOST_DEVICE Spot spot_of(int64_t index, uint32_t groups, int64_t patches) {
   const int64_t row = index / groups;
   return {row / patches, static_cast<uint32_t>(row % patches), static_cast<uint32_t>(index % groups)};
 }
 
-// and the one that comes `local` later, for which divisions of 32 bits will do.
+// Where the group that comes `local` after `start` is; divisions of 32 bits will do.
 HSV_HOST_DEVICE Spot spot_after(const Spot& start, uint32_t local, uint32_t groups, uint32_t patches) {
   const uint32_t group = start.group + local, patch = start.patch + group / groups;
   return {start.sample + patch / patches, patch % patches, group % groups};

@@ -18,7 +18,7 @@ from hsv_kernels import (
     restore_tokens,
     similarity_logsumexp,
 )
-from hsv_kernels.backends import OPERATIONS, BackendError, why_not
+from hsv_kernels.backends import OPERATIONS, why_not
 from tests.kernels.cases import assert_accurate
 
 CUDA = torch.device("cuda", 0)
@@ -252,10 +252,7 @@ def test_gathers_beyond_2_31_elements(backend: str) -> None:
     del images, gradient
 
     tokens, token = out.detach(), normal(768, dtype=BF16, grad=False)
-    try:
-        restored = restore_tokens(tokens, restore, token, backend=backend)
-    except BackendError:
-        return
+    restored = restore_tokens(tokens, restore, token, backend=backend)
     assert restored.numel() > 2**31
     assert torch.equal(restored[last], restore_tokens(tokens[last], restore[last], token, backend="reference"))
 
