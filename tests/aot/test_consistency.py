@@ -12,6 +12,7 @@ if triton_problem() or interpreting():
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from hsv_kernels.ops.contrast.triton_gradient import SPLIT_BLOCK
 from tests.aot.shipped import shipped
 
 
@@ -26,3 +27,19 @@ def test_scale_is_rounded_as_torch_rounds() -> None:
     )
     divisions = re.findall(r"\bdiv\.\w+|\brcp\.\w+", compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"])
     assert set(divisions) <= {"div.rn", "rcp.rn"} and divisions
+
+
+def test_tiles_begin_where_rows_do() -> None:
+    """The square kernels find a row's own columns in whole tiles of one split."""
+    square = ("logsumexp_kernel", "online_kernel", "gradient_kernel")
+    tiles = [
+        (name[1], c.constexprs["BLOCK_M"], c.constexprs["BLOCK_N"])
+        for name, (_, c) in shipped().items()
+        if name[1] in square
+    ]
+    assert {kernel for kernel, *_ in tiles} == set(square)
+    for kernel, rows, columns in tiles:
+        if kernel == "gradient_kernel":
+            assert SPLIT_BLOCK % rows == SPLIT_BLOCK % columns == 0, (rows, columns)
+        else:
+            assert columns % rows == 0, (kernel, rows, columns)
