@@ -67,6 +67,13 @@ def test_images(seed: int) -> None:
         check(layout_of(images, patch_strides(images, p, q), (p, q, C), narrowest), images, wanted)
 
 
+@pytest.mark.parametrize("strides", [(1024, 129, 16, 1), (1025, 128, 16, 1), (1024, 136, 17, 1), (1024, 136, 32, 2)])
+def test_planes_of_odd_strides(strides: tuple[int, ...]) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        images = torch.empty(4096, dtype=dtype).as_strided((2, 3, 8, 16), strides)
+        check(layout_of(images, patch_strides(images, 8, 8), (8, 8, 3)), images, patchify(offsets(images), 8, 8))
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_tokens(seed: int) -> None:
     choose = random.Random(seed)
