@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hsv_kernels.ops.patches import Strides
+
 __all__ = [
     "Layout",
     "layout_of",
@@ -26,7 +28,6 @@ __all__ = [
     "within_groups",
 ]
 
-Strides = tuple[int, int, int, int, int, int, int]
 STRIDES = ("BATCH", "GRID", "GRID_ROW", "GRID_COLUMN", "ROW", "COLUMN", "CHANNEL")
 
 #: Bytes of the widest access.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hsv_kernels.ops.cpu_utils import code
 from hsv_kernels.ops.masking import reference
-from hsv_kernels.ops.masking.cpu import packed_strides, patch_strides
+from hsv_kernels.ops.patches import packed_strides, patch_strides
 from hsv_kernels.ops.reconstruction import reference as reconstruction
 from tests.kernels.cases import assert_accurate, poisoned_allocations
 

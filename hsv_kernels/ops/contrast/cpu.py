@@ -18,8 +18,8 @@ from torch import Tensor
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.contrast import cpu_rectangle
 from hsv_kernels.ops.contrast.rectangle import Form, logsumexp_backward
+from hsv_kernels.ops.cpu_utils import code
 
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _STRIP = 32  # csrc/cpu/contrast.h, kStrip
 _SHIFTS = {None: 0, True: 1, False: 2}  # csrc/cpu/contrast.h, enum Shift
 
@@ -160,7 +160,7 @@ def _problem(
 ) -> Any:
     rows, dim = views[0].shape
     return _C().ContrastProblem(
-        dtype=_DTYPE_CODES[views[0].dtype],
+        dtype=code(views[0]),
         views=[(view.data_ptr(), view.stride(0), view.stride(1)) for view in views],
         rows=rows,
         dim=dim,

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code, threads
+from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
 
 WORD64 = 2**64 - 1
 
@@ -84,21 +85,6 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
         *(B, L, num_keep, D, partial.data_ptr(), total.data_ptr(), threads()),
     )
     return total
-
-
-Strides = tuple[int, int, int, int, int, int, int]
-
-
-def patch_strides(images: Tensor, p: int, q: int) -> Strides:
-    """Where the patches of [B, C, H, W] lie, as csrc/cpu/masking.h describes it."""
-    batch, channel, row, column = images.stride()
-    return batch, images.shape[3] // q, p * row, q * column, row, column, channel
-
-
-def packed_strides(rows: Tensor, q: int, C: int) -> Strides:
-    """Where the patches of [B, L, p·q·C] lie; a token is a patch of one pixel, C = D."""
-    batch, row, value = rows.stride()
-    return batch, 1, row, 0, q * C * value, C * value, value
 
 
 def _invert(ids: Tensor, name: str, size: int, limit: int) -> Tensor:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code
-from hsv_kernels.ops.masking.cpu import packed_strides, patch_strides
+from hsv_kernels.ops.cuda_utils import queue
+from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
 
 
 def random_masking(
@@ -70,14 +71,9 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     return partial.sum(0)
 
 
-def queue(tensor: Tensor) -> tuple[int, int]:
-    """The tensor's device and the stream that is current there."""
-    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
-
-
 def _gather(
     source: Tensor,
-    strides: tuple[int, ...],
+    strides: Strides,
     ids: Tensor,
     count: int,
     shape: tuple[int, int, int],
@@ -92,7 +88,7 @@ def _gather(
 
 
 def _scatter(
-    grad: Tensor, ids: Tensor, num_patches: int, shape: tuple[int, int, int], out: Tensor, strides: tuple[int, ...]
+    grad: Tensor, ids: Tensor, num_patches: int, shape: tuple[int, int, int], out: Tensor, strides: Strides
 ) -> None:
     """Patch l of out[b] is row n of grad[b] where ids[b, n] = l, zeros where there is none."""
     compiled_module().cuda_scatter(

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hsv_kernels.ops.masking import reference
-from hsv_kernels.ops.masking.cpu import Strides, packed_strides, patch_strides
+from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
 from hsv_kernels.ops.triton_patches import (
     Layout,
     layout_of,

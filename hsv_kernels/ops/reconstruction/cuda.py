@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code
-from hsv_kernels.ops.masking.cpu import patch_strides
-from hsv_kernels.ops.masking.cuda import queue
+from hsv_kernels.ops.cuda_utils import queue
+from hsv_kernels.ops.patches import patch_strides
 
 __all__ = ["backward", "forward"]
 

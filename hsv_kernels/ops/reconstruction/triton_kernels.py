@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsv_kernels.ops.masking.cpu import patch_strides
+from hsv_kernels.ops.patches import patch_strides
 from hsv_kernels.ops.reconstruction.reference import EPS
 from hsv_kernels.ops.triton_patches import (
     Layout,
