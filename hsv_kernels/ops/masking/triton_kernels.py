@@ -78,6 +78,28 @@ def random_masking_kernel(p_seed, p_offset, p_keep, p_restore, p_mask, first_ind
     tl.store(p_mask + i_b * L + o_l, tl.where(keep, 0.0, 1.0), mask=m_l)
 
 
+def random_masking(
+    seed: Tensor, offset: Tensor, batch: int, num_patches: int, num_keep: int, first_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    if num_patches > MOST_PATCHES:
+        return reference.random_masking(seed, offset, batch, num_patches, num_keep, first_index)
+    ids_keep, ids_restore = seed.new_empty(batch, num_keep), seed.new_empty(batch, num_patches)
+    mask = seed.new_empty(batch, num_patches, dtype=torch.float32)
+    BL = triton.next_power_of_2(num_patches)
+    with torch.cuda.device_of(seed):
+        random_masking_kernel[batch,](
+            *(seed, offset, ids_keep, ids_restore, mask, first_index, num_patches, num_keep),
+            BL=BL,
+            num_warps=ranking_warps(BL),
+        )
+    return ids_keep, ids_restore, mask
+
+
+def ranking_warps(BL: int) -> int:
+    """At most sixteen keys a thread; one warp, which needs no barrier, as far as 512."""
+    return max(BL // 512, 1)
+
+
 @triton.jit
 def gather_kernel(
     p_in, p_ids, p_out, BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL, IDS_B, IDS_K, K,
@@ -101,6 +123,32 @@ def gather_kernel(
     o_out = (i_b * K * G + first + tl.arange(0, R)) * (I * V)
     o_n, m_n = within_groups(I, V)
     tl.store(p_out + o_out[:, None, None] + o_n, b_x, mask=m_r[:, None, None] & m_n)
+
+
+def gather_patches(images: Tensor, ids_keep: Tensor, p: int, q: int) -> Tensor:
+    return _gather(images, ids_keep, patch_strides(images, p, q), (p, q, images.shape[1]))
+
+
+def gather_tokens(tokens: Tensor, ids_keep: Tensor) -> Tensor:
+    D = tokens.shape[2]
+    return _gather(tokens, ids_keep, packed_strides(tokens, 1, D), (1, 1, D))
+
+
+def _gather(source: Tensor, ids_keep: Tensor, strides: Strides, shape: tuple[int, int, int]) -> Tensor:
+    B, K = ids_keep.shape
+    out = source.new_empty(B, K, math.prod(shape))
+    layout = layout_of(source, strides, shape)
+    R = min(groups_at_a_time(layout), triton.next_power_of_2(K * layout.groups))
+    with torch.cuda.device_of(source):
+        gather_kernel[B * triton.cdiv(K * layout.groups, R),](
+            *(source, ids_keep, out, *layout.strides, *ids_keep.stride(), K), **layout.constants, R=R
+        )
+    return out
+
+
+def groups_at_a_time(layout: Layout) -> int:
+    """Groups of 2,048 values, or one for each of 128 threads where that is more."""
+    return max(128, 2048 // layout.values)
 
 
 @triton.jit
@@ -137,134 +185,6 @@ def scatter_kernel(
         store_groups(p_out, o_x, b_x, m_r, COLUMN, CHANNEL, I, V, A)
 
 
-@triton.jit
-def restore_kernel(
-    p_tokens, p_ids, p_fill, p_out, TOKENS_B, TOKENS_K, TOKENS_D, IDS_B, IDS_L, L, K,
-    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """out[b, l] = tokens[b, ids[b, l]] below K, the mask token elsewhere."""
-    i_b, o_l = rows_of_program(L, BL)
-    o_d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)
-    m_l, m_d = o_l < L, o_d < D
-
-    b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=m_l, other=0)  # [BL]
-    visible = b_id < K
-    b_fill = tl.load(p_fill + o_d, mask=m_d).to(tl.float32)
-    o_row = tl.multiple_of(i_b * TOKENS_B + b_id * TOKENS_K, ALIGNED)
-    p_values = p_tokens + o_row[:, None] + o_d[None, :] * TOKENS_D
-    b_x = tl.load(p_values, mask=(m_l & visible)[:, None] & m_d[None, :]).to(tl.float32)
-
-    b_x = round_to(tl.where(visible[:, None], b_x, b_fill[None, :]), p_out.dtype.element_ty)
-    tl.store(p_out + (i_b * L + o_l[:, None]) * D + o_d[None, :], b_x, mask=m_l[:, None] & m_d[None, :])
-
-
-@triton.jit
-def visible_kernel(
-    p_grad, p_ids, p_out, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K,
-    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """out[b, ids[b, l]] = grad[b, l] below K; ids is a permutation, so each row is written once."""
-    i_b, o_l = rows_of_program(L, BL)
-    o_d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)
-
-    b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=o_l < L, other=K)  # [BL]
-    m = (b_id < K)[:, None] & (o_d < D)[None, :]
-    o_row = tl.multiple_of(i_b * GRAD_B + o_l * GRAD_L, ALIGNED)
-    b_g = tl.load(p_grad + o_row[:, None] + o_d[None, :] * GRAD_D, mask=m).to(tl.float32)
-
-    p_row = p_out + (i_b * K + b_id[:, None]) * D
-    tl.store(p_row + o_d[None, :], round_to(b_g, p_out.dtype.element_ty), mask=m)
-
-
-@triton.jit
-def masked_sum_kernel(
-    p_grad, p_ids, p_partial, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K,
-    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """partial[b] = Σ grad[b, l] over the rows with ids[b, l] ≥ K, in the order of l."""
-    i_b, i_d = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    o_d = i_d * BD + tl.arange(0, BD)
-
-    b_sum = tl.zeros((BD,), tl.float32)
-    for l in range(0, L, BL):
-        o_l = l + tl.arange(0, BL).to(tl.int64)
-        b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=o_l < L, other=-1)  # [BL]
-        m = (b_id >= K)[:, None] & (o_d < D)[None, :]
-        o_row = tl.multiple_of(i_b * GRAD_B + o_l * GRAD_L, ALIGNED)
-        p_values = p_grad + o_row[:, None] + o_d[None, :] * GRAD_D
-        b_sum += tl.sum(tl.load(p_values, mask=m, other=0.0).to(tl.float32), 0)
-
-    tl.store(p_partial + i_b * D + o_d, b_sum, mask=o_d < D)
-
-
-def random_masking(
-    seed: Tensor, offset: Tensor, batch: int, num_patches: int, num_keep: int, first_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    if num_patches > MOST_PATCHES:
-        return reference.random_masking(seed, offset, batch, num_patches, num_keep, first_index)
-    ids_keep, ids_restore = seed.new_empty(batch, num_keep), seed.new_empty(batch, num_patches)
-    mask = seed.new_empty(batch, num_patches, dtype=torch.float32)
-    BL = triton.next_power_of_2(num_patches)
-    with torch.cuda.device_of(seed):
-        random_masking_kernel[batch,](
-            *(seed, offset, ids_keep, ids_restore, mask, first_index, num_patches, num_keep),
-            BL=BL,
-            num_warps=ranking_warps(BL),
-        )
-    return ids_keep, ids_restore, mask
-
-
-def ranking_warps(BL: int) -> int:
-    """At most sixteen keys a thread; one warp, which needs no barrier, as far as 512."""
-    return max(BL // 512, 1)
-
-
-def tile(rows: int, columns: int) -> tuple[int, int]:
-    """[rows, columns] of a tile of at most 2,048 values, wide before high."""
-    wide = min(triton.next_power_of_2(columns), 256)
-    return min(triton.next_power_of_2(rows), 2048 // wide), wide
-
-
-def groups_at_a_time(layout: Layout) -> int:
-    """Groups of 2,048 values, or one for each of 128 threads where that is more."""
-    return max(128, 2048 // layout.values)
-
-
-def scatter_tile(layout: Layout, L: int) -> tuple[int, int]:
-    """[patches, groups] of a tile: all groups of a patch, or a power of two that divides their number."""
-    most, G = groups_at_a_time(layout), layout.groups
-    BG = min(most, triton.next_power_of_2(G))
-    if G & -G >= 32:
-        BG = min(most, G & -G)
-    return min(triton.next_power_of_2(L), most // BG), BG
-
-
-def search_block(BL: int, K: int) -> int:
-    """How many of K numbers are compared with BL rows at a time."""
-    return min(triton.next_power_of_2(K), 2048 // BL, 64)
-
-
-def gather_patches(images: Tensor, ids_keep: Tensor, p: int, q: int) -> Tensor:
-    return _gather(images, ids_keep, patch_strides(images, p, q), (p, q, images.shape[1]))
-
-
-def gather_tokens(tokens: Tensor, ids_keep: Tensor) -> Tensor:
-    D = tokens.shape[2]
-    return _gather(tokens, ids_keep, packed_strides(tokens, 1, D), (1, 1, D))
-
-
-def _gather(source: Tensor, ids_keep: Tensor, strides: Strides, shape: tuple[int, int, int]) -> Tensor:
-    B, K = ids_keep.shape
-    out = source.new_empty(B, K, math.prod(shape))
-    layout = layout_of(source, strides, shape)
-    R = min(groups_at_a_time(layout), triton.next_power_of_2(K * layout.groups))
-    with torch.cuda.device_of(source):
-        gather_kernel[B * triton.cdiv(K * layout.groups, R),](
-            *(source, ids_keep, out, *layout.strides, *ids_keep.stride(), K), **layout.constants, R=R
-        )
-    return out
-
-
 def scatter_patches(grad: Tensor, ids_keep: Tensor, C: int, H: int, W: int, p: int, q: int) -> Tensor:
     out = grad.new_empty(grad.shape[0], C, H, W)
     _scatter(grad, ids_keep, out, patch_strides(out, p, q), (p, q, C), (H // p) * (W // q))
@@ -292,6 +212,41 @@ def _scatter(
         )
 
 
+def scatter_tile(layout: Layout, L: int) -> tuple[int, int]:
+    """[patches, groups] of a tile: all groups of a patch, or a power of two that divides their number."""
+    most, G = groups_at_a_time(layout), layout.groups
+    BG = min(most, triton.next_power_of_2(G))
+    if G & -G >= 32:
+        BG = min(most, G & -G)
+    return min(triton.next_power_of_2(L), most // BG), BG
+
+
+def search_block(BL: int, K: int) -> int:
+    """How many of K numbers are compared with BL rows at a time."""
+    return min(triton.next_power_of_2(K), 2048 // BL, 64)
+
+
+@triton.jit
+def restore_kernel(
+    p_tokens, p_ids, p_fill, p_out, TOKENS_B, TOKENS_K, TOKENS_D, IDS_B, IDS_L, L, K,
+    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """out[b, l] = tokens[b, ids[b, l]] below K, the mask token elsewhere."""
+    i_b, o_l = rows_of_program(L, BL)
+    o_d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)
+    m_l, m_d = o_l < L, o_d < D
+
+    b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=m_l, other=0)  # [BL]
+    visible = b_id < K
+    b_fill = tl.load(p_fill + o_d, mask=m_d).to(tl.float32)
+    o_row = tl.multiple_of(i_b * TOKENS_B + b_id * TOKENS_K, ALIGNED)
+    p_values = p_tokens + o_row[:, None] + o_d[None, :] * TOKENS_D
+    b_x = tl.load(p_values, mask=(m_l & visible)[:, None] & m_d[None, :]).to(tl.float32)
+
+    b_x = round_to(tl.where(visible[:, None], b_x, b_fill[None, :]), p_out.dtype.element_ty)
+    tl.store(p_out + (i_b * L + o_l[:, None]) * D + o_d[None, :], b_x, mask=m_l[:, None] & m_d[None, :])
+
+
 def restore_tokens(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
     B, K, D = tokens.shape
     L = ids_restore.shape[1]
@@ -303,6 +258,24 @@ def restore_tokens(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor) -> T
             **{"D": D, "ALIGNED": row_alignment(tokens, 8), "BL": BL, "BD": BD},
         )
     return out
+
+
+@triton.jit
+def visible_kernel(
+    p_grad, p_ids, p_out, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K,
+    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """out[b, ids[b, l]] = grad[b, l] below K; ids is a permutation, so each row is written once."""
+    i_b, o_l = rows_of_program(L, BL)
+    o_d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)
+
+    b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=o_l < L, other=K)  # [BL]
+    m = (b_id < K)[:, None] & (o_d < D)[None, :]
+    o_row = tl.multiple_of(i_b * GRAD_B + o_l * GRAD_L, ALIGNED)
+    b_g = tl.load(p_grad + o_row[:, None] + o_d[None, :] * GRAD_D, mask=m).to(tl.float32)
+
+    p_row = p_out + (i_b * K + b_id[:, None]) * D
+    tl.store(p_row + o_d[None, :], round_to(b_g, p_out.dtype.element_ty), mask=m)
 
 
 def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torch.dtype) -> Tensor:
@@ -317,6 +290,27 @@ def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torc
     return out
 
 
+@triton.jit
+def masked_sum_kernel(
+    p_grad, p_ids, p_partial, GRAD_B, GRAD_L, GRAD_D, IDS_B, IDS_L, L, K,
+    D: tl.constexpr, ALIGNED: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """partial[b] = Σ grad[b, l] over the rows with ids[b, l] ≥ K, in the order of l."""
+    i_b, i_d = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    o_d = i_d * BD + tl.arange(0, BD)
+
+    b_sum = tl.zeros((BD,), tl.float32)
+    for l in range(0, L, BL):
+        o_l = l + tl.arange(0, BL).to(tl.int64)
+        b_id = tl.load(p_ids + i_b * IDS_B + o_l * IDS_L, mask=o_l < L, other=-1)  # [BL]
+        m = (b_id >= K)[:, None] & (o_d < D)[None, :]
+        o_row = tl.multiple_of(i_b * GRAD_B + o_l * GRAD_L, ALIGNED)
+        p_values = p_grad + o_row[:, None] + o_d[None, :] * GRAD_D
+        b_sum += tl.sum(tl.load(p_values, mask=m, other=0.0).to(tl.float32), 0)
+
+    tl.store(p_partial + i_b * D + o_d, b_sum, mask=o_d < D)
+
+
 def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     B, L, D = grad.shape
     partial = grad.new_empty(B, D, dtype=torch.float32)
@@ -327,6 +321,12 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
             **{"D": D, "ALIGNED": row_alignment(grad, 8), "BL": BL, "BD": BD},
         )
     return partial.sum(0)
+
+
+def tile(rows: int, columns: int) -> tuple[int, int]:
+    """[rows, columns] of a tile of at most 2,048 values, wide before high."""
+    wide = min(triton.next_power_of_2(columns), 256)
+    return min(triton.next_power_of_2(rows), 2048 // wide), wide
 
 
 def configurations() -> Iterator[Configuration]:

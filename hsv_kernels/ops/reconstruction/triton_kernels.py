@@ -48,7 +48,7 @@ def rows_of_turn(o_l, m_t, turn, G: tl.constexpr, BG: tl.constexpr):
 
 @triton.jit
 def load_turn(
-    p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides,
+    p_pred, p_images, i_b, o_l, m_t, turn, stride_b, stride_l, stride_n, strides,
     P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
     ALIGNED: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
@@ -61,8 +61,9 @@ def load_turn(
 
     o_n, m_n = within_groups(I, V)
     m = m_r[:, None, None] & m_n
-    o_row = tl.multiple_of(i_b * s_pb + o_r.to(tl.int64) * s_pl + o_g.to(tl.int64) * (I * V) * s_pn, ALIGNED)
-    b_pred = tl.load(p_pred + o_row[:, None, None] + o_n * s_pn, mask=m, other=0).to(tl.float32)
+    o_first = o_g.to(tl.int64) * (I * V)
+    o_row = tl.multiple_of(i_b * stride_b + o_r.to(tl.int64) * stride_l + o_first * stride_n, ALIGNED)
+    b_pred = tl.load(p_pred + o_row[:, None, None] + o_n * stride_n, mask=m, other=0).to(tl.float32)
 
     N: tl.constexpr = BG * b_x.shape[1] * V
     m = tl.reshape(tl.broadcast_to(m, b_x.shape), [T, N])
@@ -79,17 +80,19 @@ def moments(b_x, m, count):
 
 @triton.jit
 def squared_error(b_x, b_pred, m, b_mean, b_rstd):
+    """Σ (prediction − target)² [T] over what exists, the target being (x − mean) · rstd."""
     b_error = tl.where(m, b_pred - (b_x - b_mean[:, None]) * b_rstd[:, None], 0)
     return tl.sum(b_error * b_error, 1)
 
 
 @triton.jit
 def forward_kernel(
-    p_pred, p_images, p_mask, p_losses, p_mean, p_rstd, L, s_pb, s_pl, s_pn,
+    p_pred, p_images, p_mask, p_losses, p_mean, p_rstd, L, stride_b, stride_l, stride_n,
     BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL, EPS: tl.constexpr, NORM: tl.constexpr,
     P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
     ALIGNED: tl.constexpr, T: tl.constexpr, BG: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
+    """Losses, means and reciprocal deviations of T patches; a large patch takes several turns."""
     n: tl.constexpr = P * Q * C
     i_b, o_l, m_l = patches_of_program(L, T)
     first = i_b * L
@@ -98,7 +101,7 @@ def forward_kernel(
 
     strides = (BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL)
     b_x, b_pred, m = load_turn(
-        p_pred, p_images, i_b, o_l, m_t, 0, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
+        p_pred, p_images, i_b, o_l, m_t, 0, stride_b, stride_l, stride_n, strides, P, Q, C, I, V, A, ALIGNED, BG
     )
     b_mean = tl.zeros([T], tl.float32)
     b_rstd = tl.where(m_t, 1.0, 0.0)
@@ -107,8 +110,9 @@ def forward_kernel(
         b_mean, b_squares = moments(b_x, m, each)
         for turn in range(1, TURNS):  # moments of the parts become those of the whole
             b_y, _, m_y = load_turn(
-                p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
-            )
+                p_pred, p_images, i_b, o_l, m_t, turn, stride_b, stride_l, stride_n, strides,
+                P, Q, C, I, V, A, ALIGNED, BG,
+            )  # fmt: skip
             before, count = turn * each, tl.minimum(each, n - turn * each)
             b_other, b_more = moments(b_y, m_y, count)
             b_step = b_other - b_mean
@@ -119,7 +123,7 @@ def forward_kernel(
     b_error = squared_error(b_x, b_pred, m, b_mean, b_rstd)
     for turn in range(1, TURNS):
         b_x, b_pred, m = load_turn(
-            p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
+            p_pred, p_images, i_b, o_l, m_t, turn, stride_b, stride_l, stride_n, strides, P, Q, C, I, V, A, ALIGNED, BG
         )
         b_error += squared_error(b_x, b_pred, m, b_mean, b_rstd)
     tl.store(p_losses + first + o_l, b_mask * (b_error / n), mask=m_l)
@@ -146,7 +150,7 @@ def forward(
 
 @triton.jit
 def backward_kernel(
-    p_pred, p_images, p_mask, p_weights, p_mean, p_rstd, p_gradient, L, s_pb, s_pl, s_pn,
+    p_pred, p_images, p_mask, p_weights, p_mean, p_rstd, p_gradient, L, stride_b, stride_l, stride_n,
     BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL,
     P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, I: tl.constexpr, V: tl.constexpr, A: tl.constexpr,
     ALIGNED: tl.constexpr, T: tl.constexpr, BG: tl.constexpr,
@@ -163,7 +167,7 @@ def backward_kernel(
 
     strides = (BATCH, GRID, GRID_ROW, GRID_COLUMN, ROW, COLUMN, CHANNEL)
     b_x, b_pred, _ = load_turn(
-        p_pred, p_images, i_b, o_l, m_t, turn, s_pb, s_pl, s_pn, strides, P, Q, C, I, V, A, ALIGNED, BG
+        p_pred, p_images, i_b, o_l, m_t, turn, stride_b, stride_l, stride_n, strides, P, Q, C, I, V, A, ALIGNED, BG
     )
     b_gradient = (b_pred - (b_x - b_mean[:, None]) * b_rstd[:, None]) * b_weight[:, None]  # 0 where patches are visible
 
@@ -231,9 +235,9 @@ def configurations() -> Iterator[Configuration]:
         layout, block = _block(pred, images, p, p)
         rows = dict.fromkeys(("p_mask", "p_mean", "p_rstd"), "*fp32")
         pointers = {"p_pred": f"*{triton_type(pred_type)}", "p_images": f"*{triton_type(image_type)}", **rows}
-        signature = {**pointers, "L": "i32", "s_pb": "i32", "s_pl": "i32", **layout.signature}
+        signature = {**pointers, "L": "i32", "stride_b": "i32", "stride_l": "i32", **layout.signature}
         sizes = {"ALIGNED": row_alignment(pred, layout.V), "T": block.T, "BG": block.BG}
-        constants = {**layout.constants, **layout.unit_strides, **sizes, "s_pn": 1}
+        constants = {**layout.constants, **layout.unit_strides, **sizes, "stride_n": 1}
         turns = {"EPS": EPS, "NORM": True, "TURNS": block.turns}
         forward_signature = {**signature, "p_losses": "*fp32"}
         yield Configuration(forward_kernel, forward_signature, {**constants, **turns}, block.num_warps, 1)
