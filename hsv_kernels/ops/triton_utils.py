@@ -16,8 +16,11 @@ __all__ = [
     "Architecture",
     "Configuration",
     "architecture_of",
+    "device_name_of",
     "dot",
     "dot_precision",
+    "exact_precision",
+    "processors_of",
     "round_to",
     "triton_type",
 ]
@@ -68,25 +71,41 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 def architecture_of(tensor: Tensor) -> Architecture:
     """The architecture of the tensor's device; 0 under the interpreter."""
-    return 0 if interpreting() else _architecture(tensor.device)
+    if interpreting():
+        return 0
+    properties = _properties(tensor.device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return 10 * properties.major + properties.minor
+
+
+def processors_of(tensor: Tensor) -> int:
+    """Multiprocessors of the tensor's device; 2 under the interpreter, whose programs run one after another."""
+    return 2 if interpreting() else _properties(tensor.device).multi_processor_count
+
+
+def device_name_of(tensor: Tensor) -> str:
+    """The name of the tensor's device; empty under the interpreter."""
+    return "" if interpreting() else _properties(tensor.device).name
 
 
 @functools.cache
-def _architecture(device: torch.device) -> Architecture:
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+def _properties(device: torch.device) -> Any:
+    return torch.cuda.get_device_properties(device)
 
 
-def dot_precision() -> str:
-    """How tl.dot multiplies float32: three TF32 products at matmul precision "highest" (torch's setting), else one.
+def exact_precision(architecture: Architecture) -> str:
+    """How tl.dot multiplies float32 without loss: AMD's matrix instructions take it, NVIDIA's take TF32 three times."""
+    return "ieee" if isinstance(architecture, str) else "tf32x3"
 
-    AMD's matrix instructions take float32 as it is.
+
+def dot_precision(tensor: Tensor) -> str:
+    """How tl.dot multiplies float32 on the tensor's device: without loss at matmul precision "highest", the default.
+
+    Below it NVIDIA's matrix instructions take TF32 once.
     """
-    if torch.version.hip:
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    exact = exact_precision(architecture_of(tensor))
+    return exact if exact == "ieee" or torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def triton_type(dtype: torch.dtype) -> str:

@@ -10,8 +10,11 @@ from hsv_kernels.backends import OPERATIONS, interpreting, triton_problem
 if triton_problem() or interpreting():
     pytest.skip(triton_problem() or "the interpreter cannot share a process with the compiler", allow_module_level=True)
 
+import torch
 import triton
 
+from hsv_kernels.ops.contrast.triton_table import ARCHITECTURES, Kernel, Tiles, row_width, tiles_of
+from hsv_kernels.ops.triton_utils import Architecture
 from tests.aot import table
 from tests.aot.compile import LIMITS, Resources
 from tests.aot.sass import instructions_per_exponential
@@ -139,3 +142,29 @@ PRODUCT, EXPONENTIAL, ADD = "HMMA.16816.F32.BF16 R8, R4, R6, R8", "MUFU.EX2 R1, 
 )
 def test_the_hot_loop_is_found(expected: float | None, lines: list[str]) -> None:
     assert instructions_per_exponential(listing(*lines)) == expected
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, 0, 75, "gfx90a"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_table_of_tiles_serves_every_architecture(architecture: Architecture, dtype: torch.dtype) -> None:
+    for dim in (1, 16, 17, 64, 100, 128, 192, 256, 768, 4096):
+        width = row_width(architecture, dtype, dim)
+        for kernel in Kernel:
+            tiles = tiles_of(kernel, architecture, dtype, dim)
+            assert len({tile.dims for tile in tiles}) == 1, "tuning may not change what z is padded to"
+            assert len(set(tiles)) == len(tiles)
+            assert width >= dim and width % tiles[0].dims == 0
+            if kernel == Kernel.SUM:
+                assert all(tile.columns % tile.rows == 0 for tile in tiles), "a diagonal tile holds its rows' columns"
+
+
+def test_an_architecture_without_rows_takes_the_smallest_tiles() -> None:
+    def area(tiles: Tiles) -> int:
+        return tiles.rows * tiles.columns
+
+    for kernel in Kernel:
+        for dtype in (torch.bfloat16, torch.float32):
+            unknown = tiles_of(kernel, 75, dtype, 128)
+            assert unknown == tiles_of(kernel, "gfx90a", dtype, 128) == tiles_of(kernel, 0, dtype, 128)
+            known = [tiles_of(kernel, architecture, dtype, 128)[0] for architecture in ARCHITECTURES]
+            assert area(unknown[0]) <= min(map(area, known))

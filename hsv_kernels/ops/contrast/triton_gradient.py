@@ -6,23 +6,20 @@ import triton.language as tl
 from torch import Tensor
 
 from hsv_kernels.ops.contrast import triton_matmul
+from hsv_kernels.ops.contrast.triton_table import Kernel, Tiles, chosen_tiles
 from hsv_kernels.ops.contrast.triton_tiles import (
     LOG2E,
     Shift,
-    Tiles,
-    architecture_of,
-    backward_tiles,
     candidates,
     fewest_splits,
     fits_fixed_shift,
     load_rows,
     place_of_row,
-    processors_of,
     rows_of_tile,
     similarity,
     tiles_of_rows,
 )
-from hsv_kernels.ops.triton_utils import dot, dot_precision, round_to
+from hsv_kernels.ops.triton_utils import dot, dot_precision, processors_of, round_to
 
 __all__ = ["gradient_kernel", "weight_kernel", "weighted_rows"]
 
@@ -129,10 +126,32 @@ def rows_by_tiles(
     z: Tensor, dim: int, scale: Tensor, kept: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
 ) -> Tensor:
     """Σ_j W_ij z_j in parts [splits, M, dim], float32, from the weights [M] of `weight_kernel`."""
-    m = z.shape[0]
+
+    def run(kind: Shift, tiles: dict[bool, Tiles]) -> Tensor:
+        return _rows_by_tiles(z, dim, scale, kept, weight, pairs, exclude_self, kind, tiles)
+
+    def tiles_for(online: bool) -> Tiles:
+        kernel, alone = (Kernel.ONLINE, Shift.ONLINE) if online else (Kernel.FIXED, Shift.FIXED)
+        return chosen_tiles(kernel, gradient_kernel, z, dim, lambda tiles: run(alone, {online: tiles}), online, pairs)
+
     variants = [online for online in (False, True) if kind in (int(online), Shift.DEVICE)]
-    tiles = {online: backward_tiles(architecture_of(z), z.dtype, dim, online) for online in variants}
-    columns, splits = columns_of_splits(z, dim, tiles[variants[0]])
+    return run(kind, {online: tiles_for(online) for online in variants})
+
+
+def _rows_by_tiles(
+    z: Tensor,
+    dim: int,
+    scale: Tensor,
+    kept: Tensor,
+    weight: Tensor,
+    pairs: bool,
+    exclude_self: bool,
+    kind: Shift,
+    tiles: dict[bool, Tiles],
+) -> Tensor:
+    """`rows_by_tiles` with the tiles of each variant of gradient_kernel that is launched, online or not."""
+    m = z.shape[0]
+    columns, splits = columns_of_splits(z, dim, next(iter(tiles.values())))
     rows = scale.new_empty(splits, m, dim)
     with torch.cuda.device_of(z):
         for online, tile in tiles.items():
@@ -142,7 +161,7 @@ def rows_by_tiles(
                 EXCLUDE_SELF=exclude_self,
                 ONLINE=online,
                 GUARDED=kind == Shift.DEVICE,
-                PRECISION=dot_precision(),
+                PRECISION=dot_precision(z),
                 **tile.options(z.shape[1]),
             )
     return rows

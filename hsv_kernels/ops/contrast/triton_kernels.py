@@ -21,15 +21,12 @@ from hsv_kernels.ops.contrast.triton_normalise import (
     normalise_kernel,
     row_block,
 )
+from hsv_kernels.ops.contrast.triton_table import ARCHITECTURES, Kernel, row_width, tiles_of
 from hsv_kernels.ops.contrast.triton_tiles import (
     Shift,
-    architecture_of,
-    backward_tiles,
-    forward_tiles,
     padded,
-    row_width,
 )
-from hsv_kernels.ops.triton_utils import Configuration, triton_type
+from hsv_kernels.ops.triton_utils import Architecture, Configuration, architecture_of, exact_precision, triton_type
 
 __all__ = [
     "configurations",
@@ -59,9 +56,8 @@ def nt_xent_forward(
     """
     dim = z0.shape[1]
     width, dtype = saved_rows(z0, bfloat16)
-    tiles = forward_tiles(architecture_of(z0), dtype, dim)
     rows = normalise(z0, z1, temperature, width, dtype)
-    found = logsumexp(rows.z, dim, tiles, rows.scale, rows.cosine, True, kind_of(fixed_shift))
+    found = logsumexp(rows.z, dim, rows.scale, rows.cosine, True, kind_of(fixed_shift))
     return found.losses, found.kept, found.d, rows.inv_norm, rows.z
 
 
@@ -99,9 +95,8 @@ def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool, *, bf
     `bfloat16`: products of rows rounded to bfloat16, whatever their dtype.
     """
     dim, dtype = q.shape[1], torch.bfloat16 if bfloat16 else q.dtype
-    tiles = forward_tiles(architecture_of(q), dtype, dim)
     z = padded(q.to(dtype), row_width(architecture_of(q), dtype, dim))
-    found = logsumexp(z, dim, tiles, scale, None, exclude_self, Shift.ONLINE)
+    found = logsumexp(z, dim, scale, None, exclude_self, Shift.ONLINE)
     return found.lse, found.kept
 
 
@@ -131,19 +126,21 @@ def kind_of(fixed_shift: bool | None) -> Shift:
 
 
 def configurations() -> Iterator[Configuration]:
-    """What the launchers choose, for ahead-of-time compilation; other architectures take the row of 0."""
-    for architecture, row in ((80, 80), (90, 90), (100, 100), (80, 0)):
-        for dtype, dim, form, shift in CASES:
-            if row == 0 and dtype != torch.bfloat16:
-                continue  # as the row of 80, or as bfloat16
+    """What the launchers choose and what tuning tries, for ahead-of-time compilation.
+
+    Architectures that the table does not name take the row of 0, which is compiled for sm_80.
+    """
+    for row in (*ARCHITECTURES, 0):
+        architecture = row or 80
+        for dtype, dim, form, shift in CASES if row in (80, 90, 100) else FEWER_CASES:
             width = row_width(row, dtype, dim)
             online = shift == Shift.ONLINE
-            forward, backward = forward_tiles(row, dtype, dim), backward_tiles(row, dtype, dim, online)
-            sums = online_kernel if online else logsumexp_kernel
-            for kernel, tiles in ((sums, forward), (gradient_kernel, backward)):
-                constexprs = {**form, "ONLINE": online, "GUARDED": True, "PRECISION": "tf32x3"}
-                constexprs |= {"FOLDED": tiles.folded, **tiles.options(width)}
-                yield _configuration(kernel, triton_type(dtype), constexprs, architecture, matrix=True)
+            sums, gradient = online_kernel if online else logsumexp_kernel, Kernel.ONLINE if online else Kernel.FIXED
+            for kernel, kind in ((sums, Kernel.SUM), (gradient_kernel, gradient)):
+                for tiles in tiles_of(kind, row, dtype, dim):
+                    constexprs = {**form, "ONLINE": online, "GUARDED": True, "PRECISION": exact_precision(row)}
+                    constexprs |= {"FOLDED": tiles.folded, **tiles.options(width)}
+                    yield _configuration(kernel, triton_type(dtype), constexprs, architecture, matrix=True)
         if row:
             for kernel, blocks in ROWWISE.items():
                 constexprs = {**PAIRS, "SHIFT": int(Shift.DEVICE), "FIXED": False, "NEED_Z": True, "WIDTH": 128}
@@ -166,6 +163,11 @@ CASES = (
     (torch.bfloat16, 128, SQUARE, Shift.ONLINE),
     *((dtype, 128, PAIRS, shift) for dtype in (torch.float16, torch.float32) for shift in (Shift.FIXED, Shift.ONLINE)),
 )
+FEWER_CASES = tuple(
+    (dtype, dim, PAIRS, shift)
+    for dtype, dim in ((torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 128))
+    for shift in (Shift.FIXED, Shift.ONLINE)
+)
 
 #: Triton's types of what the kernels take; everything else is a size or a stride.
 POINTERS = {
@@ -176,7 +178,7 @@ POINTERS = {
 
 
 def _configuration(
-    kernel: Any, rows: str, constexprs: dict[str, Any], architecture: int, *, matrix: bool
+    kernel: Any, rows: str, constexprs: dict[str, Any], architecture: Architecture, *, matrix: bool
 ) -> Configuration:
     """The part of `constexprs` that `kernel` takes, and the types of its other arguments; z is of type `rows`."""
     names = [parameter.name for parameter in kernel.params]

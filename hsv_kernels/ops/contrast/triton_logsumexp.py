@@ -4,6 +4,7 @@ Rows are those of `normalise`: with PAIRS the two views of an image are neighbou
 on the diagonal tiles. Every partial sum has one writer and a slot of its own, and slots are added in their order.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -12,22 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hsv_kernels.ops.contrast.triton_table import Kernel, Tiles, chosen_tiles
 from hsv_kernels.ops.contrast.triton_tiles import (
     LN2,
     LOG2E,
     Shift,
-    Tiles,
     candidates,
     fits_fixed_shift,
     load_rows,
     log1p_exp,
     place_of_row,
-    processors_of,
     rows_of_tile,
     similarity,
     tiles_of_rows,
 )
-from hsv_kernels.ops.triton_utils import dot, dot_precision
+from hsv_kernels.ops.triton_utils import dot, dot_precision, processors_of
 
 __all__ = ["Sums", "logsumexp", "logsumexp_kernel", "merge_kernel", "online_kernel"]
 
@@ -239,14 +239,20 @@ class Sums(NamedTuple):
     losses: Tensor | None
 
 
-def logsumexp(
-    z: Tensor, dim: int, tiles: Tiles, scale: Tensor, cosine: Tensor | None, exclude_self: bool, shift: Shift
-) -> Sums:
+def logsumexp(z: Tensor, dim: int, scale: Tensor, cosine: Tensor | None, exclude_self: bool, shift: Shift) -> Sums:
     """log Σ_j exp(scale · z_i · z_j); with the cosine of each pair, neighbours in z, the positives are left out.
 
     z is [M, row_width], zero from column dim on. d and what is saved are in the order of z, losses in the order
     of the caller.
     """
+    run = functools.partial(_logsumexp, z, dim, scale, cosine, exclude_self, shift)
+    kernel = online_kernel if shift == Shift.ONLINE else logsumexp_kernel
+    return run(chosen_tiles(Kernel.SUM, kernel, z, dim, run, int(shift), cosine is not None))
+
+
+def _logsumexp(
+    z: Tensor, dim: int, scale: Tensor, cosine: Tensor | None, exclude_self: bool, shift: Shift, tiles: Tiles
+) -> Sums:
     m = z.shape[0]
     pairs = cosine is not None
     group, groups = groups_of_rows(z, dim, tiles) if shift != Shift.ONLINE else (0, 0)
@@ -254,7 +260,7 @@ def logsumexp(
     sums = scale.new_empty(max(groups + 1, splits), m)
     tops = scale.new_empty(splits, m)
     options = {"PAIRS": pairs, "EXCLUDE_SELF": exclude_self, "GUARDED": shift == Shift.DEVICE}
-    options |= {"PRECISION": dot_precision(), **tiles.options(z.shape[1])}
+    options |= {"PRECISION": dot_precision(z), **tiles.options(z.shape[1])}
     edges = triton.cdiv(m, tiles.rows)
     lse, d, losses = (scale.new_empty(m) if wanted else None for wanted in (not pairs, pairs, pairs))
     found = Sums(scale.new_empty(2, m), lse, d, losses)

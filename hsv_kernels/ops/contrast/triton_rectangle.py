@@ -14,18 +14,25 @@ import triton.language as tl
 from torch import Tensor
 
 from hsv_kernels.ops.contrast.rectangle import Form, Saved
+from hsv_kernels.ops.contrast.triton_table import Tiles
 from hsv_kernels.ops.contrast.triton_tiles import (
     LN2,
     LOG2E,
-    Tiles,
-    architecture_of,
     fewest_splits,
     load_rows,
     padded,
-    processors_of,
     rows_of_tile,
 )
-from hsv_kernels.ops.triton_utils import Configuration, dot, dot_precision, round_to, triton_type
+from hsv_kernels.ops.triton_utils import (
+    Architecture,
+    Configuration,
+    architecture_of,
+    dot,
+    dot_precision,
+    processors_of,
+    round_to,
+    triton_type,
+)
 
 __all__ = ["configurations", "key_gradient", "logsumexp_forward"]
 
@@ -346,7 +353,7 @@ def logsumexp_forward(
             **excluded(form),
             MEAN=need_q,
             BY_COLUMNS=by_columns,
-            PRECISION=dot_precision(),
+            PRECISION=dot_precision(q),
             **tiles.options(width),
         )
         merge_splits_kernel[(triton.cdiv(n, BLOCK_ROWS), triton.cdiv(dim, block_dims) if need_q else 1)](
@@ -402,7 +409,7 @@ def key_gradient(
             *(queries, keys, scale, *selection(form), tops, g / unit * torch.exp2(-log2_sum)),
             *(None if h is None else h / unit, parts, n, m, dim, per_split, max(-n, min(form.self_offset, m))),
             **excluded(form),
-            PRECISION=dot_precision(),
+            PRECISION=dot_precision(q),
             **tiles.options(whole_chunks(dim, tiles)),
         )
     dk = (parts[0] if splits == 1 else parts.sum(0)).mul_(scale * unit)
@@ -474,7 +481,7 @@ def split(like: Tensor, rows: int, columns: int, tiles: Tiles, chunks: int) -> t
     return visited, triton.cdiv(blocks, visited)
 
 
-def rectangle_tiles(architecture: int, dtype: torch.dtype, dim: int, mean: bool) -> Tiles:
+def rectangle_tiles(architecture: Architecture, dtype: torch.dtype, dim: int, mean: bool) -> Tiles:
     """The tile of rectangle_kernel, with or without the mean key; an architecture not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if mean:
@@ -488,7 +495,7 @@ def rectangle_tiles(architecture: int, dtype: torch.dtype, dim: int, mean: bool)
     return Tiles(64, 64, min(dims, 64), 4, 2)
 
 
-def key_gradient_tiles(architecture: int, dtype: torch.dtype, dim: int) -> Tiles:
+def key_gradient_tiles(architecture: Architecture, dtype: torch.dtype, dim: int) -> Tiles:
     """The tile of key_gradient_kernel, whose accumulator is as wide; an architecture not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
@@ -548,7 +555,7 @@ def _configuration(
     dim: int,
     tiles: Tiles,
     form: str,
-    architecture: int,
+    architecture: Architecture,
     *,
     matrix: bool = True,
     **constexprs: Any,

@@ -1,35 +1,26 @@
-"""Tiles of the Triton contrast kernels: their sizes for each architecture, and what every kernel does with one."""
+"""What every Triton contrast kernel does with a tile."""
 
 import functools
 from enum import IntEnum
-from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsv_kernels.backends import interpreting
-from hsv_kernels.ops.triton_utils import Architecture, architecture_of, dot
+from hsv_kernels.ops.triton_utils import dot
 
 __all__ = [
     "LN2",
     "LOG2E",
     "Shift",
-    "Tiles",
-    "architecture_of",
-    "backward_tiles",
     "candidates",
     "fewest_splits",
     "fits_fixed_shift",
-    "forward_tiles",
     "load_rows",
     "log1p_exp",
     "padded",
     "place_of_row",
-    "processors_of",
-    "row_width",
     "rows_of_tile",
     "similarity",
     "tiles_of_rows",
@@ -45,67 +36,6 @@ class Shift(IntEnum):
     FIXED = 0
     ONLINE = 1
     DEVICE = 2
-
-
-class Tiles(NamedTuple):
-    """Rows, columns and dimensions of a tile, and how it is compiled."""
-
-    rows: int
-    columns: int
-    dims: int
-    num_warps: int
-    num_stages: int
-    programs: int = 1  # that share a multiprocessor
-    registers: int = 0  # most of a thread, 0 for no limit: what lets several programs share a multiprocessor
-    folded: bool = True  # logsumexp_kernel adds rows r and r + 8 before it keeps them
-
-    def options(self, width: int) -> dict[str, int]:
-        """What the tile fixes at compile time for rows of `width` values, a multiple of dims."""
-        return {
-            "WIDTH": width,
-            "BLOCK_M": self.rows,
-            "BLOCK_N": self.columns,
-            "BLOCK_D": self.dims,
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            **({"maxnreg": self.registers} if self.registers else {}),
-        }
-
-
-def forward_tiles(architecture: Architecture, dtype: torch.dtype, dim: int) -> Tiles:
-    """The tile of logsumexp_kernel and online_kernel; an architecture that is not listed takes the smallest."""
-    dims = max(16, triton.next_power_of_2(dim))
-    if dtype == torch.float32:
-        return Tiles(64, 64, min(dims, 16 if architecture == 80 else 32), 4, 2)
-    if architecture == 100:
-        return Tiles(128, 128, dims if dims <= 128 else 64, 8, 2, folded=False)
-    if architecture in (80, 90):
-        limit = {"programs": 3, "registers": 168} if architecture == 90 else {}
-        return Tiles(64, 128, dims if dims <= 128 else 64, 4, 2, **limit)
-    return Tiles(64, 64, min(dims, 64), 4, 2)
-
-
-def backward_tiles(architecture: Architecture, dtype: torch.dtype, dim: int, online: bool) -> Tiles:
-    """The tile of gradient_kernel; an architecture that is not listed takes the smallest."""
-    dims = max(16, triton.next_power_of_2(dim))
-    if dtype == torch.float32:
-        return Tiles(64, 32, min(dims, 64 if architecture in (90, 100) else 32), 4, 2)
-    if architecture == 90 and dims <= 128:
-        return Tiles(64, 128, dims, 4, 2, programs=2)
-    if architecture == 90 and dims == 256 and not online:
-        return Tiles(128, 64, 256, 8, 2)
-    if architecture == 100 and dims > 128:
-        return Tiles(128, 32, 128, 8, 2)
-    if architecture in (80, 90, 100):
-        return Tiles(128, 64, min(dims, 128), 8, 2)
-    return Tiles(64, 32, min(dims, 64), 4, 2)
-
-
-def row_width(architecture: int, dtype: torch.dtype, dim: int) -> int:
-    """D padded to whole chunks of every tile: the row length of z in memory."""
-    forward = forward_tiles(architecture, dtype, dim)
-    dims = max(forward.dims, *(backward_tiles(architecture, dtype, dim, online).dims for online in (False, True)))
-    return triton.cdiv(dim, dims) * dims
 
 
 @triton.jit
@@ -208,8 +138,3 @@ def fewest_splits(programs: int, most: int, slots: int) -> int:
 
     fullest = max(map(filled, range(1, most + 1)))
     return next(splits for splits in range(1, most + 1) if filled(splits) >= 0.95 * fullest)
-
-
-def processors_of(tensor: Tensor) -> int:
-    """Multiprocessors of the tensor's device; 2 under the interpreter, whose programs run one after another."""
-    return 2 if interpreting() else torch.cuda.get_device_properties(tensor.device).multi_processor_count
