@@ -85,7 +85,7 @@ def nt_xent_backward(
 def saved_rows(z0: Tensor, bfloat16: bool) -> tuple[int, torch.dtype]:
     """Row length and dtype of the normalised rows z that the forward of views like z0 saves."""
     dtype = torch.bfloat16 if bfloat16 else z0.dtype
-    return row_width(architecture_of(z0), dtype, z0.shape[1]), dtype
+    return row_width(architecture_of(z0), dtype, int(z0.shape[1])), dtype
 
 
 def square_logsumexp_forward(q: Tensor, scale: Tensor, exclude_self: bool, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
