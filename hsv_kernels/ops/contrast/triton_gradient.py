@@ -13,6 +13,7 @@ from hsv_kernels.ops.contrast.triton_tiles import (
     candidates,
     fewest_splits,
     fits_fixed_shift,
+    gradient_unit,
     load_rows,
     place_of_row,
     rows_of_tile,
@@ -106,7 +107,7 @@ def gradient_kernel(
 
 
 def weighted_rows(
-    grad: Tensor, z: Tensor, dim: int, scale: Tensor, kept: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+    grad: Tensor, z: Tensor, dim: int, scale: Tensor, kept: Tensor, pairs: bool, exclude_self: bool, shift: Shift
 ) -> tuple[Tensor, Tensor]:
     """Σ_j W_ij z_j in parts [splits, M, dim] to be added, float32, in units of a 0-dim tensor.
 
@@ -114,28 +115,28 @@ def weighted_rows(
     in the order of the caller; z is [M, row_width], zero from column dim on.
     """
     m = z.shape[0]
-    unit = gradient_unit(grad, z.dtype)
+    unit = gradient_unit(z.dtype, 2.0**13, grad)  # W reaches twice that, and float16 ends at 65,504
     weight = torch.empty_like(kept[0])
     with torch.cuda.device_of(z):
         weight_kernel[(triton.cdiv(m, 128),)](*(grad, unit, kept, weight, m, grad.stride(0)), PAIRS=pairs, BLOCK_M=128)
     weigh = rows_by_tiles if dim <= triton_matmul.LARGEST_TILED_DIM else triton_matmul.rows_by_matmul
-    return weigh(z, dim, scale, kept, weight, pairs, exclude_self, kind), unit
+    return weigh(z, dim, scale, kept, weight, pairs, exclude_self, shift), unit
 
 
 def rows_by_tiles(
-    z: Tensor, dim: int, scale: Tensor, kept: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+    z: Tensor, dim: int, scale: Tensor, kept: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, shift: Shift
 ) -> Tensor:
     """Σ_j W_ij z_j in parts [splits, M, dim], float32, from the weights [M] of `weight_kernel`."""
 
-    def run(kind: Shift, tiles: dict[bool, Tiles]) -> Tensor:
-        return _rows_by_tiles(z, dim, scale, kept, weight, pairs, exclude_self, kind, tiles)
+    def run(shift: Shift, tiles: dict[bool, Tiles]) -> Tensor:
+        return _rows_by_tiles(z, dim, scale, kept, weight, pairs, exclude_self, shift, tiles)
 
     def tiles_for(online: bool) -> Tiles:
         kernel, alone = (Kernel.ONLINE, Shift.ONLINE) if online else (Kernel.FIXED, Shift.FIXED)
         return chosen_tiles(kernel, gradient_kernel, z, dim, lambda tiles: run(alone, {online: tiles}), online, pairs)
 
-    variants = [online for online in (False, True) if kind in (int(online), Shift.DEVICE)]
-    return run(kind, {online: tiles_for(online) for online in variants})
+    variants = [online for online in (False, True) if shift in (int(online), Shift.DEVICE)]
+    return run(shift, {online: tiles_for(online) for online in variants})
 
 
 def _rows_by_tiles(
@@ -146,7 +147,7 @@ def _rows_by_tiles(
     weight: Tensor,
     pairs: bool,
     exclude_self: bool,
-    kind: Shift,
+    shift: Shift,
     tiles: dict[bool, Tiles],
 ) -> Tensor:
     """`rows_by_tiles` with the tiles of each variant of gradient_kernel that is launched, online or not."""
@@ -160,7 +161,7 @@ def _rows_by_tiles(
                 PAIRS=pairs,
                 EXCLUDE_SELF=exclude_self,
                 ONLINE=online,
-                GUARDED=kind == Shift.DEVICE,
+                GUARDED=shift == Shift.DEVICE,
                 PRECISION=dot_precision(z),
                 **tile.options(z.shape[1]),
             )
@@ -183,13 +184,3 @@ def columns_of_splits(z: Tensor, dim: int, tiles: Tiles) -> tuple[int, int]:
     splits = fewest_splits(programs, most, slots)
     columns = triton.cdiv(blocks, splits)
     return columns * SPLIT_BLOCK, triton.cdiv(blocks, columns)
-
-
-def gradient_unit(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """What incoming gradients are divided by (0-dim float32): 1, or for float16 what makes the largest of them 2^13.
-
-    W, at most twice that, then stays below float16's 65,504, and a weight of 2^-27 above its smallest normal number.
-    """
-    if dtype != torch.float16:
-        return grad.new_ones(())
-    return grad.abs().amax().clamp_min(2.0**-100) * 2.0**-13  # above 0, whatever the gradients

@@ -57,7 +57,7 @@ def nt_xent_forward(
     dim = z0.shape[1]
     width, dtype = saved_rows(z0, bfloat16)
     rows = normalise(z0, z1, temperature, width, dtype)
-    found = logsumexp(rows.z, dim, rows.scale, rows.cosine, True, kind_of(fixed_shift))
+    found = logsumexp(rows.z, dim, rows.scale, rows.cosine, True, shift_of(fixed_shift))
     return found.losses, found.kept, found.d, rows.inv_norm, rows.z
 
 
@@ -77,7 +77,7 @@ def nt_xent_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · loss_i: dz0 and dz1 (None unless need_z), dtemperature (None unless need_temperature)."""
     dim, scale = z0.shape[1], temperature.reciprocal()
-    rows, unit = weighted_rows(grad, z, dim, scale, kept, True, True, kind_of(fixed_shift))
+    rows, unit = weighted_rows(grad, z, dim, scale, kept, True, True, shift_of(fixed_shift))
     dz0, dz1, radial = normalise_backward(grad, unit, scale, d, inv_norm, rows, z0, z1, need_z)
     return dz0, dz1, -0.5 * scale * radial.sum() if need_temperature else None
 
@@ -120,7 +120,7 @@ def square_logsumexp_backward(
     return rows.mul_(scale * unit).to(q.dtype) if need_q else None, dscale
 
 
-def kind_of(fixed_shift: bool | None) -> Shift:
+def shift_of(fixed_shift: bool | None) -> Shift:
     """The fixed shift where the caller knows that it fits; elsewhere the device looks at the temperature."""
     return Shift.FIXED if fixed_shift else Shift.DEVICE
 

@@ -49,14 +49,14 @@ def pairwise_weight_kernel(
 
 
 def rows_by_matmul(
-    z: Tensor, dim: int, scale: Tensor, kept: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, kind: Shift
+    z: Tensor, dim: int, scale: Tensor, kept: Tensor, weight: Tensor, pairs: bool, exclude_self: bool, shift: Shift
 ) -> Tensor:
     """Σ_j W_ij z_j [1, M, dim], float32, from the weights [M] of `weight_kernel`; D rows at a time."""
     m = z.shape[0]
     rows = scale.new_empty(1, m, dim)
     with torch.cuda.device_of(z), torch.autocast(z.device.type, enabled=False):
         for first in range(0, m, dim):
-            w = weights_of_rows(first, min(dim, m - first), z, scale, kept, weight, pairs, exclude_self, kind)
+            w = weights_of_rows(first, min(dim, m - first), z, scale, kept, weight, pairs, exclude_self, shift)
             rows[0, first : first + dim] = product(w, z[:, :dim])
             del w  # before the next is made
     return rows
@@ -71,7 +71,7 @@ def weights_of_rows(
     weight: Tensor,
     pairs: bool,
     exclude_self: bool,
-    kind: Shift,
+    shift: Shift,
 ) -> Tensor:
     """W [count, M], in the dtype of z, of the rows from `first` on."""
     m = z.shape[0]
@@ -81,7 +81,7 @@ def weights_of_rows(
         *(s, scale, kept, weight, w, first, count, m),
         PAIRS=pairs,
         EXCLUDE_SELF=exclude_self,
-        FIXED=kind == Shift.FIXED,
+        FIXED=shift == Shift.FIXED,
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
     )

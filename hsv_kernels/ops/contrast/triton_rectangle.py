@@ -19,6 +19,7 @@ from hsv_kernels.ops.contrast.triton_tiles import (
     LN2,
     LOG2E,
     fewest_splits,
+    gradient_unit,
     load_rows,
     padded,
     rows_of_tile,
@@ -400,7 +401,7 @@ def key_gradient(
     queries, keys = (padded(x.to(dtype), whole_chunks(dim, tiles)) for x in (q, k))
     chunks = triton.cdiv(dim, tiles.dims)
     per_split, splits = split(q, m, n, tiles, chunks)
-    unit = weight_unit(g, h, dtype)
+    unit = gradient_unit(dtype, 2.0**14, g, *(() if h is None else (h,)))
     tops, log2_sum = saved.log2_sum.contiguous().unbind()
 
     parts = scale.new_empty(splits, m, dim)
@@ -416,16 +417,6 @@ def key_gradient(
     if besides is not None:
         dk += besides
     return dk.to(k.dtype)
-
-
-def weight_unit(g: Tensor, h: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What weights are divided by (0-dim float32): 1, or for float16 what makes the largest gradient 2^14."""
-    if dtype != torch.float16:
-        return g.new_ones(())
-    top = g.abs().amax().clamp_min(2.0**-100)  # for a unit above 0
-    if h is not None:
-        top = torch.maximum(top, h.abs().amax())
-    return top * 2.0**-14
 
 
 def selection(form: Form) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -3,6 +3,7 @@
 import functools
 from enum import IntEnum
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -17,6 +18,7 @@ __all__ = [
     "candidates",
     "fewest_splits",
     "fits_fixed_shift",
+    "gradient_unit",
     "load_rows",
     "log1p_exp",
     "padded",
@@ -138,3 +140,14 @@ def fewest_splits(programs: int, most: int, slots: int) -> int:
 
     fullest = max(map(filled, range(1, most + 1)))
     return next(splits for splits in range(1, most + 1) if filled(splits) >= 0.95 * fullest)
+
+
+def gradient_unit(dtype: torch.dtype, most: float, *gradients: Tensor) -> Tensor:
+    """What incoming gradients are divided by (0-dim float32): 1, or for float16 what makes the largest `most`.
+
+    `most` leaves room below float16's 65,504 for what weights add to it; a weight of 2^-27 is still a normal number.
+    """
+    if dtype != torch.float16:
+        return gradients[0].new_ones(())
+    largest = functools.reduce(torch.maximum, (grad.abs().amax() for grad in gradients))
+    return largest.clamp_min(2.0**-100) / most  # above 0, whatever the gradients
