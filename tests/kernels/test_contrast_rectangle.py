@@ -476,10 +476,11 @@ def test_parts_fill_the_device_and_are_bounded(
     rows: int, columns: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Partial sums are at most rows + columns rows of D values, and every column is in one part."""
-    triton_rectangle = similarity._kernels(backend)
-    monkeypatch.setattr(triton_rectangle, "processors_of", lambda _: 132)
-    tiles = triton_rectangle.key_gradient_tiles(90, torch.bfloat16, 128)
-    visited, splits = triton_rectangle.split(torch.empty(0), rows, columns, tiles, 1)
+    from hsv_kernels.ops.contrast import triton_rectangle_tiles
+
+    monkeypatch.setattr(triton_rectangle_tiles, "processors_of", lambda _: 132)
+    tiles = triton_rectangle_tiles.key_gradient_tiles(90, torch.bfloat16, 128)
+    visited, splits = triton_rectangle_tiles.split(torch.empty(0), rows, columns, tiles, 1)
     assert splits * rows <= rows + columns
     assert (splits - 1) * visited * tiles.columns < columns <= splits * visited * tiles.columns
     if columns == 65536 and rows > 1:
@@ -489,8 +490,10 @@ def test_parts_fill_the_device_and_are_bounded(
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
 def test_keys_are_read_in_place_where_tiles_can(backend: str) -> None:
     """Where Triton can load whole vectors, and the rows of a tile are no more than 32 bits apart; else from a copy."""
-    laid_out = similarity._kernels(backend).laid_out
-    tiles = similarity._kernels(backend).key_gradient_tiles(0, torch.bfloat16, 64)
+    from hsv_kernels.ops.contrast.triton_rectangle_forward import laid_out
+    from hsv_kernels.ops.contrast.triton_rectangle_tiles import key_gradient_tiles
+
+    tiles = key_gradient_tiles(0, torch.bfloat16, 64)
     for stride, in_place in ((64, True), (80, True), (72, False), (2**31 // tiles.columns, False)):
         keys = torch.empty_strided((2, 64), (stride, 1), dtype=torch.bfloat16)
         found, between, by_columns = laid_out(keys, 64, tiles)
