@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPE_CODES", "code", "threads"]
+__all__ = ["code", "threads"]
 
 #: csrc/cpu/elements.h, enum DType.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

@@ -14,7 +14,7 @@ from hsv_kernels.ops.triton_utils import round_to
 
 __all__ = ["LARGEST_TILED_DIM", "pairwise_weight_kernel", "rows_by_matmul"]
 
-#: Above this D the matrix product is used: from there on tiles hold no whole row.
+#: Above this D the matrix product is used: chunks of tiles would multiply z zᵀ more often than it costs.
 LARGEST_TILED_DIM = 256
 
 BLOCK_M, BLOCK_N = 4, 512
