@@ -104,8 +104,9 @@ def rectangle_tiles(architecture: Architecture, dtype: torch.dtype, dim: int, me
     """The tile of rectangle_kernel, with or without the mean key; an architecture not listed takes the smallest."""
     dims = max(16, triton.next_power_of_2(dim))
     if mean:
-        wide = architecture == 100 and dtype != torch.float32 and dims <= 128
-        return Tiles(128, 64, dims, 8, 2) if wide else key_gradient_tiles(architecture, dtype, dim)
+        if architecture == 100 and dtype != torch.float32:
+            return Tiles(128 if dims <= 128 else 64, 64, min(dims, 128), 8, 2)
+        return key_gradient_tiles(architecture, dtype, dim)
     if dtype == torch.float32:
         return Tiles(64, 32, min(dims, 32), 4, 2)
     if architecture in (80, 90, 100):
@@ -119,10 +120,10 @@ def key_gradient_tiles(architecture: Architecture, dtype: torch.dtype, dim: int)
     dims = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
         return Tiles(64, 32, min(dims, 32), 8 if architecture == 100 else 4, 2)
-    if architecture == 80 and dims <= 128:
-        return Tiles(64, 64, dims, 4, 2, programs=2)
     if architecture == 90 and dims <= 128:
         return Tiles(128, 64, dims, 8, 3)
+    if architecture == 80 and dims <= 128:
+        return Tiles(64, 32, dims, 4, 2, programs=2)
     if architecture in (80, 90, 100):
-        return Tiles(64, 64, min(dims, 128), 8, 2)
+        return Tiles(64, 32 if architecture == 100 and dims > 256 else 64, min(dims, 128), 8, 2)
     return Tiles(64, 32, min(dims, 64), 4, 2, programs=2)

@@ -102,7 +102,7 @@ TABLE = (
     Row((FIXED, ONLINE), 2, (90,), ANY, (Tiles(64, 64, 128, 8, 2),)),
     Row((FIXED, ONLINE), 2, (100,), 128, (Tiles(128, 64, 128, 8, 2), Tiles(128, 32, 128, 8, 2))),
     Row((FIXED, ONLINE), 2, (100,), ANY, (Tiles(128, 32, 128, 8, 2),)),
-    Row((FIXED, ONLINE), 2, (120,), 128, (Tiles(64, 64, 128, 4, 2), Tiles(64, 32, 128, 4, 2))),
+    Row((FIXED, ONLINE), 2, (120,), 128, (Tiles(64, 64, 128, 8, 2),)),
     Row((FIXED, ONLINE), 2, (120,), ANY, (Tiles(128, 64, 128, 8, 2),)),
     Row((FIXED, ONLINE), 2, ("gfx942",), 128, (Tiles(64, 32, 128, 4, 2), Tiles(64, 64, 128, 4, 2))),
     Row((FIXED, ONLINE), 2, ("gfx942",), ANY, (Tiles(64, 32, 128, 4, 2),)),
