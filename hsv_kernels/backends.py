@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -35,7 +36,11 @@ class BackendError(RuntimeError):
 def compiled_module() -> ModuleType | str:
     """hsv_kernels._C, or the reason why it is absent."""
     if importlib.util.find_spec("hsv_kernels._C") is None:
-        return "hsv_kernels._C is not there: the package was installed with HSV_BUILD=0 or never built"
+        folder = Path(__file__).parent
+        return (
+            f"hsv_kernels._C is not in {folder}: it was installed with HSV_BUILD=0, or these are the sources and not what "
+            "was installed (inside a checkout use pip install -e, or start Python elsewhere)"
+        )
     try:
         from hsv_kernels import _C
     except ImportError as error:
