@@ -38,8 +38,8 @@ def compiled_module() -> ModuleType | str:
     if importlib.util.find_spec("hsv_kernels._C") is None:
         folder = Path(__file__).parent
         return (
-            f"hsv_kernels._C is not in {folder}: it was installed with HSV_BUILD=0, or these are the sources and not what "
-            "was installed (inside a checkout use pip install -e, or start Python elsewhere)"
+            f"hsv_kernels._C is not in {folder}: it was installed with HSV_BUILD=0, or these are the sources and not "
+            "what was installed (inside a checkout use pip install -e, or start Python elsewhere)"
         )
     try:
         from hsv_kernels import _C
