@@ -22,16 +22,16 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_demo.py
 
-# The best instruction set runs with everything else, the others run the kernel tests side by side. The interpreter and the
-# ahead-of-time compiler of Triton cannot share a process with each other.
+# The best instruction set runs with everything else; then, side by side, each other one runs the kernel tests, and Triton's
+# interpreter, which is one thread and cannot share a process with the ahead-of-time compiler, runs those of its kernels.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests --ignore=tests/aot
-	set -e; others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); runs=; \
+	set -e; others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); \
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels & runs=$$!; \
 	for isa in $$others; do \
 		HSV_CPU_ISA=$$isa OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "not slow" tests/kernels & runs="$$runs $$!"; \
 	done; \
 	for run in $$runs; do wait $$run; done
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/python -m pytest -q tests/aot
 
 aot-table: $(VENV)/installed
