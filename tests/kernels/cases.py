@@ -1,6 +1,7 @@
 """What the kernel tests share: backends of this machine, layouts, poisoned memory, the error rule."""
 
 import ctypes
+import importlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,17 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "strided": strided,
     "sliced": sliced,
 }
+
+
+#: Architectures whose tiles the interpreter can try; it has none of its own, and takes the smallest tiles otherwise.
+TILED = (80, 86, 90, 100, 120) if interpreting() else ()
+
+
+def take_tiles_of(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's contrast kernels run with the tiles of `architecture`, for one test."""
+    for name in ("triton_kernels", "triton_table", "triton_rectangle_forward", "triton_rectangle_gradient"):
+        module = importlib.import_module(f"hsv_kernels.ops.contrast.{name}")
+        monkeypatch.setattr(module, "architecture_of", lambda tensor: architecture)
 
 
 @contextmanager

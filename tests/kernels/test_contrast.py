@@ -11,11 +11,13 @@ from hsv_kernels import backends, nt_xent, similarity_logsumexp
 from hsv_kernels.backends import interpreting
 from tests.kernels.cases import (
     LAYOUTS,
+    TILED,
     assert_accurate,
     device_of,
     error,
     poisoned_allocations,
     serves,
+    take_tiles_of,
     usable_backends,
 )
 
@@ -106,6 +108,18 @@ def test_nt_xent_shapes(backend: str, dtype: torch.dtype, learned: bool, n: int,
 def test_nt_xent_online_in_several_tiles(backend: str, temperature: float | Tensor) -> None:
     z0, z1 = two_views("random", 131, 33, torch.float32)
     check(run_nt_xent, z0, z1, temperature, incoming(262), backend=backend, dtype=torch.float32, dim=33)
+
+
+@pytest.mark.parametrize("n, dim", [(131, 33), (129, 130)])
+@pytest.mark.parametrize("temperature", [0.1, 0.01, torch.tensor(0.1)], ids=["fixed", "online", "device"])
+@pytest.mark.parametrize("backend, architecture", [("triton", architecture) for architecture in TILED])
+def test_nt_xent_tiles_of_each_architecture(
+    backend: str, architecture: int, temperature: float | Tensor, n: int, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles higher than wide and wider than high, ragged at both ends, D in one chunk and in several."""
+    take_tiles_of(architecture, monkeypatch)
+    z0, z1 = two_views("random", n, dim, torch.bfloat16)
+    check(run_nt_xent, z0, z1, temperature, incoming(2 * n), backend=backend, dtype=torch.bfloat16, dim=dim)
 
 
 @pytest.mark.parametrize("kind", ["random", "antipodal", "identical", "easy"])

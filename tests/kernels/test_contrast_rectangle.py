@@ -14,12 +14,14 @@ from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.contrast.reference import accumulation_dtype
 from tests.kernels.cases import (
     LAYOUTS,
+    TILED,
     assert_accurate,
     device_of,
     error,
     peak_memory,
     poisoned_allocations,
     serves,
+    take_tiles_of,
     usable_backends,
 )
 
@@ -143,6 +145,18 @@ def test_every_form_and_shape(backend: str, threads: int, shape: tuple[int, int,
     for dtype in dtypes(backend):
         q, k, options = case(form, *shape, dtype)
         check(q, k, 0.3, options, backend, dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dim", [33, 130])
+@pytest.mark.parametrize(("backend", "architecture"), [("triton", a) for a in TILED if a in (80, 90, 100)])
+def test_tiles_of_each_architecture(
+    backend: str, architecture: int, dim: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ragged at both ends, D in one chunk and in several; others take the tiles that every test here takes."""
+    take_tiles_of(architecture, monkeypatch)
+    q, k, options = case(form, 131, 263, dim, torch.bfloat16)
+    check(q, k, 0.3, options, backend, torch.bfloat16)
 
 
 @every_backend

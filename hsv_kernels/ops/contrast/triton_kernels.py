@@ -22,10 +22,7 @@ from hsv_kernels.ops.contrast.triton_normalise import (
     row_block,
 )
 from hsv_kernels.ops.contrast.triton_table import ARCHITECTURES, Kernel, row_width, tiles_of
-from hsv_kernels.ops.contrast.triton_tiles import (
-    Shift,
-    padded,
-)
+from hsv_kernels.ops.contrast.triton_tiles import Shift, padded
 from hsv_kernels.ops.triton_utils import Architecture, Configuration, architecture_of, exact_precision, triton_type
 
 __all__ = [
@@ -48,7 +45,7 @@ def nt_xent_forward(
         temperature: 0-dim float32; a value that is not positive and finite gives NaN.
         fixed_shift: sum exponentials as they are; needs 1 / temperature + log 2N < 64.
         bfloat16: products of rows rounded to bfloat16, whatever their dtype.
-        keep: exponentials are never kept here, whatever it says.
+        keep: False; the CPU alone keeps exponentials.
 
     Returns:
         losses [2N] in the order of the views, and what a backward takes, in the order of z and in float32: kept
