@@ -5,6 +5,7 @@ import torch  # noqa: F401  first, so that its OpenMP runtime is the one that th
 from hsv_kernels.backends import Backend, BackendError, backends, use_backend
 from hsv_kernels.functional import (
     denormalise_patches,
+    distillation_loss,
     gather_patches,
     gather_tokens,
     masked_mse,
@@ -12,6 +13,7 @@ from hsv_kernels.functional import (
     random_masking,
     restore_tokens,
     similarity_logsumexp,
+    sinkhorn_centre,
 )
 from hsv_kernels.losses import MaskedMSELoss, NTXentLoss
 
@@ -22,6 +24,7 @@ __all__ = [
     "NTXentLoss",
     "backends",
     "denormalise_patches",
+    "distillation_loss",
     "gather_patches",
     "gather_tokens",
     "masked_mse",
@@ -29,5 +32,6 @@ __all__ = [
     "random_masking",
     "restore_tokens",
     "similarity_logsumexp",
+    "sinkhorn_centre",
     "use_backend",
 ]

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
-Outputs = Tensor | tuple[Tensor, ...]
+Outputs = Tensor | tuple[Tensor, ...] | list[Tensor]
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
@@ -39,7 +40,8 @@ def differentiable(
     Args:
         op: the operator; takes positional arguments.
         setup_context: (ctx, inputs, output), saves what backward needs.
-        backward: (ctx, *gradients) → a gradient or None for each input; calls a `backward_operator`.
+        backward: (ctx, *gradients) → a gradient or None for each input, a list of these for a list of tensors; calls a
+            `backward_operator`.
     """
     op.register_autograd(backward, setup_context=setup_context)
     function = op._init_fn
@@ -59,8 +61,8 @@ def differentiable(
         if torch.compiler.is_compiling():
             return op(*args)
         if not _unobserved(args):
-            return Transformable.apply(*args)
-        return Plain.apply(*args) if _wants_gradient(args) else function(*args)
+            return Transformable(*args)
+        return Plain(*args) if _wants_gradient(args) else function(*args)
 
     return call
 
@@ -72,22 +74,21 @@ def backward_operator(op: Callable[..., Outputs], name: str) -> Callable[..., Ou
     """
     run = direct(op) if isinstance(op, CustomOpDef) else op
 
-    class Backward(torch.autograd.Function):
-        @staticmethod
-        def forward(*args: Any) -> Outputs:
-            return op(*args)
+    def forward(*args: Any) -> Outputs:
+        found = op(*args)
+        return tuple(found) if isinstance(found, list) else found
 
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
-            pass
+    def setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
+        pass
 
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-            raise RuntimeError(f"{name} has no double backward: its gradient cannot be differentiated again")
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        raise RuntimeError(f"{name} has no double backward: its gradient cannot be differentiated again")
+
+    Backward = _function(op, forward=forward, setup_context=setup_context, backward=backward)
 
     def call(*args: Any) -> Outputs:
         recorded = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        return Backward.apply(*args) if recorded else run(*args)
+        return Backward(*args) if recorded else run(*args)
 
     return call
 
@@ -150,13 +151,60 @@ def _without_autocast(args: Iterable[Any]) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def _function(op: CustomOpDef, **methods: Callable) -> type[torch.autograd.Function]:
-    """An autograd.Function that profiles and `grad_fn` show under the name of `op`."""
-    return type(op._qualname, (torch.autograd.Function,), {name: staticmethod(f) for name, f in methods.items()})
+def _function(op: Callable[..., Outputs], **methods: Callable) -> Callable[..., Outputs]:
+    """Applies an autograd.Function that profiles and `grad_fn` show under the name of `op`."""
+    name, lists = "Function", ()
+    if isinstance(op, CustomOpDef):
+        arguments = op._opoverload._schema.arguments
+        name, lists = op._qualname, tuple(i for i, x in enumerate(arguments) if str(x.type) == "List[Tensor]")
+    if lists:
+        methods = _over_lists(lists, **methods)
+    apply = type(name, (torch.autograd.Function,), {name: staticmethod(f) for name, f in methods.items()}).apply
+    return (lambda *args: apply(*_spread(lists, args))) if lists else apply
+
+
+def _over_lists(
+    lists: tuple[int, ...], forward: Callable, backward: Callable, setup_context: Callable | None = None
+) -> dict[str, Callable]:
+    """The methods of an autograd.Function, which sees none within lists, for arguments that `_spread` laid out."""
+
+    def spread_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *_spread(lists, backward(ctx, *gradients))[1:]
+
+    if setup_context is None:
+        return {"forward": lambda ctx, *args: forward(ctx, *_gather(lists, args)), "backward": spread_backward}
+    return {
+        "forward": lambda *args: forward(*_gather(lists, args)),
+        "setup_context": lambda ctx, args, output: setup_context(ctx, _gather(lists, args), output),
+        "backward": spread_backward,
+    }
+
+
+def _spread(lists: tuple[int, ...], args: Iterable[Any]) -> tuple[Any, ...]:
+    """The lengths of the lists at places `lists`, and `args` with the elements of these lists in their stead."""
+    args = tuple(args)
+    lengths = tuple(len(args[i]) for i in lists)
+    return lengths, *(x for i, value in enumerate(args) for x in (value if i in lists else (value,)))
+
+
+def _gather(lists: tuple[int, ...], args: Iterable[Any]) -> tuple[Any, ...]:
+    """What `_spread` was given."""
+    lengths, *values = args
+    rest, gathered = iter(values), []
+    sizes = dict(zip(lists, lengths, strict=True))
+    for i in range(len(values) - sum(lengths) + len(lists)):
+        gathered.append(list(islice(rest, sizes[i])) if i in sizes else next(rest))
+    return tuple(gathered)
 
 
 def _wants_gradient(args: Iterable[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
+    return torch.is_grad_enabled() and any(map(_requires_gradient, args))
+
+
+def _requires_gradient(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_requires_gradient, value))
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _unobserved(args: Iterable[Any]) -> bool:
@@ -175,6 +223,8 @@ def _unobserved(args: Iterable[Any]) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """False for a tensor whose memory does not hold its values: subclasses, wrappers, negated views, zero tensors."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
     return not isinstance(value, Tensor) or (
         type(value) in _PLAIN_TYPES
         and not value.is_neg()
