@@ -4,6 +4,7 @@
 
 #include <array>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -128,6 +129,32 @@ using Four = std::array<int64_t, 4>;
 
 hsv::PatchGrid patch_grid(const Four& shape, const Four& strides, int64_t p, int64_t q) {
   return {shape[0], shape[1], shape[2] / p, shape[3] / q, p, q, strides[0], strides[1], strides[2], strides[3]};
+}
+
+void define_cosine(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  using View = std::pair<Address, int64_t>;  // address, row stride
+  py::class_<hsv::CosineProblem>(m, "CosineProblem")
+      .def(py::init([](int dtype, View p, View z, int64_t rows, int64_t dim, double eps, int threads) {
+             return hsv::CosineProblem{dtype, rows,   dim, {pointer(p.first), p.second}, {pointer(z.first), z.second},
+                                       eps,   threads};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("p"), py::arg("z"), py::arg("rows"), py::arg("dim"), py::arg("eps"),
+           py::arg("threads"));
+  m.def(
+      "cosine_forward",
+      [](const hsv::CosineProblem& problem, Address losses, Address inv_norm) {
+        hsv::active_kernels().cosine.forward(problem, pointer(losses), pointer(inv_norm));
+      },
+      Release());
+  m.def(
+      "cosine_backward",
+      [](const hsv::CosineProblem& problem, Address grad, Address losses, Address inv_norm, Address p_grad,
+         Address z_grad) {
+        hsv::active_kernels().cosine.backward(problem, pointer(grad), pointer(losses), pointer(inv_norm),
+                                              pointer(p_grad), pointer(z_grad));
+      },
+      Release());
 }
 
 void define_reconstruction(py::module_& m) {
@@ -319,6 +346,7 @@ PYBIND11_MODULE(_C, m) {
       "Instruction sets that are built and that this machine can run, the best first");
   define_contrast(m);
   define_rectangle(m);
+  define_cosine(m);
 #ifdef HSV_HAS_CUDA
   m.attr("has_cuda") = true;
   define_cuda_masking(m);

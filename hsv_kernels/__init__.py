@@ -8,7 +8,9 @@ from hsv_kernels.functional import (
     distillation_loss,
     gather_patches,
     gather_tokens,
+    info_nce,
     masked_mse,
+    negative_cosine,
     nt_xent,
     random_masking,
     restore_tokens,
@@ -16,10 +18,13 @@ from hsv_kernels.functional import (
     sinkhorn_centre,
 )
 from hsv_kernels.losses import MaskedMSELoss, NTXentLoss
+from hsv_kernels.queue import KeyQueue
+from hsv_kernels.teacher import update_teacher
 
 __all__ = [
     "Backend",
     "BackendError",
+    "KeyQueue",
     "MaskedMSELoss",
     "NTXentLoss",
     "backends",
@@ -27,11 +32,14 @@ __all__ = [
     "distillation_loss",
     "gather_patches",
     "gather_tokens",
+    "info_nce",
     "masked_mse",
+    "negative_cosine",
     "nt_xent",
     "random_masking",
     "restore_tokens",
     "similarity_logsumexp",
     "sinkhorn_centre",
+    "update_teacher",
     "use_backend",
 ]

@@ -21,6 +21,7 @@ Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "contrast": ("cpu", "triton"),
     "distillation": (),
+    "cosine": ("cpu",),
     "masking": ("cpu", "triton", "cuda"),
     "reconstruction": ("cpu", "triton", "cuda"),
 }

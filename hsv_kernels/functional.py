@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hsv_kernels.backends import Backend, resolve
@@ -18,6 +19,7 @@ from hsv_kernels.checks import (
     patch_grid,
 )
 from hsv_kernels.ops.contrast import function as contrast
+from hsv_kernels.ops.cosine import function as cosine
 from hsv_kernels.ops.distillation import function as distillation
 from hsv_kernels.ops.masking import function as masking
 from hsv_kernels.ops.reconstruction import function as reconstruction
@@ -27,7 +29,9 @@ __all__ = [
     "distillation_loss",
     "gather_patches",
     "gather_tokens",
+    "info_nce",
     "masked_mse",
+    "negative_cosine",
     "nt_xent",
     "random_masking",
     "restore_tokens",
@@ -173,6 +177,124 @@ def _check_labels(q_labels: Tensor | None, k_labels: Tensor | None, q: Tensor, k
             given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
             raise ValueError(f"{name} must be integers [{rows.shape[0]}]; got {given}")
         check_same(name, labels, "q", q, dtype=False)
+
+
+def info_nce(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.2,
+    normalise: bool = True,
+    reduction: str = "mean",
+    dot_dtype: torch.dtype | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """InfoNCE of queries against keys: MoCo v2 with a queue (He et al., 2020), MoCo v3 without (Chen et al., 2021).
+
+    With S_ij = q_i · k_j / temperature and N_i the negatives of query i, which are the rows of the queue or, without
+    one, the keys of the other queries:
+
+        loss_i = log(exp S_ii + Σ_{j ∈ N_i} exp S_ij) − S_ii
+
+    The queue is neither copied nor concatenated, and backward does not read it, so that `KeyQueue.push` may come before
+    it (the reference backend does read it, and a push before its backward raises). MoCo v3's published loss is
+    2 · temperature times this one, for both orders of the views: the caller scales and adds.
+
+    Args:
+        q: [N, D] queries of any floating dtype.
+        k: [N, D] keys, k_i the positive of q_i. From a teacher they require no gradient; otherwise they get theirs.
+        queue: [K, D] negatives, unit rows: `normalise` leaves them as they are. Computed in the queue's dtype, else in
+            the wider one of q and k.
+        temperature: positive number, or a 0-dim tensor, which may require grad and whose value the host never reads.
+        normalise: divide rows of q and k by max(‖row‖, 1e-12).
+        reduction: "mean" over the queries, "sum", or "none" for [N] values.
+        dot_dtype: torch.bfloat16 takes bfloat16 products of float32 rows, as in `nt_xent`.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        float64 for float64 rows, float32 otherwise. A single query without a queue has no negative: its loss is 0.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, an empty batch, a temperature out of range.
+        BackendError: a named backend that cannot serve the call.
+    """
+    check_floating("q", q)
+    check_shape("q", q, "N", "D")
+    check_floating("k", k)
+    if k.shape != q.shape:
+        raise ValueError(f"k must have the shape of q, {list(q.shape)}; got {list(k.shape)}")
+    check_same("k", k, "q", q, dtype=False)
+    if queue is not None:
+        check_floating("queue", queue)
+        check_shape("queue", queue, "K", "D")
+        if queue.shape[1] != q.shape[1]:
+            raise ValueError(f"queue must have the {q.shape[1]} dimensions of q; got {queue.shape[1]}")
+        check_same("queue", queue, "q", q, dtype=False)
+    check_choice("reduction", reduction, REDUCTIONS)
+    dtype = torch.promote_types(q.dtype, k.dtype) if queue is None else queue.dtype
+    check_scalar("temperature", temperature, q if queue is None else queue, positive=True)
+    q, k = (_rows(x, dtype, normalise) for x in (q, k))
+    positive = torch.arange(len(q), device=q.device) if queue is None else k
+    d, _ = similarity_logsumexp(
+        *(q, k if queue is None else queue),
+        scale=1 / temperature,
+        positive=positive,
+        dot_dtype=dot_dtype,
+        backend=backend,
+    )
+    losses = F.softplus(d, threshold=40)  # log(1 + exp d); beyond, the difference from d is below double precision
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _rows(x: Tensor, dtype: torch.dtype, normalise: bool) -> Tensor:
+    """Rows [N, D] in `dtype`, divided in float32 or float64 by their norms if asked."""
+    if normalise:
+        x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
+    return x.to(dtype)
+
+
+def negative_cosine(
+    p: Tensor,
+    z: Tensor,
+    *,
+    reduction: str = "mean",
+    eps: float = 1e-8,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Negative cosine of predictions and targets, the loss of SimSiam (Chen & He, 2021) and BYOL (Grill et al., 2020).
+
+        loss_i = −⟨p_i, z_i⟩ / (max(‖p_i‖, eps) · max(‖z_i‖, eps))
+
+    SimSiam averages it over both orders of the views; BYOL's regression is 2 + 2 · loss. Both tensors get a gradient:
+    the stop-gradient is the caller's `z.detach()`. Below eps a norm is the constant eps, in value and in gradient; a
+    row p_i = 0 has loss 0 and the gradient −z_i / (eps · ‖z_i‖). Values are those of torch's cosine_similarity; its
+    gradient differs for rows of 0 < ‖row‖ < eps, where it is not that of the value.
+
+    Args:
+        p, z: [N, D] of one dtype, float32, float64, bfloat16 or float16, and of any strides.
+        reduction: "mean" over the rows, "sum", or "none" for [N] values.
+        eps: the least norm, positive.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        float64 for float64 rows, float32 otherwise.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, an empty batch, an eps out of range.
+        BackendError: a named backend that cannot serve the call.
+    """
+    check_floating("p", p)
+    check_shape("p", p, "N", "D")
+    check_floating("z", z)
+    if z.shape != p.shape:
+        raise ValueError(f"z must have the shape of p, {list(p.shape)}; got {list(z.shape)}")
+    check_same("z", z, "p", p)
+    if isinstance(eps, Tensor):
+        raise ValueError(f"eps must be a number; got a tensor of shape {list(eps.shape)}")
+    check_scalar("eps", eps, p, positive=True)
+    check_choice("reduction", reduction, REDUCTIONS)
+    return cosine.negative_cosine(p, z, float(eps), reduction, backend=resolve("cosine", p, backend))
 
 
 def random_masking(

@@ -3,6 +3,7 @@
 
 #include "cpu/contrast.h"
 #include "cpu/contrast_rectangle.h"
+#include "cpu/cosine.h"
 #include "cpu/limits.h"
 #include "cpu/masking.h"
 #include "cpu/reconstruction.h"
@@ -13,6 +14,7 @@ struct Kernels {
   const char* isa;
   ContrastKernels contrast;
   RectangleKernels rectangle;
+  CosineKernels cosine;
   MaskingKernels masking;
   ReconstructionKernels reconstruction;
   LimitKernels limits;
