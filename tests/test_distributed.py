@@ -1,0 +1,207 @@
+"""Two and three processes on one machine give the values and, averaged as DDP does, the gradients of one process."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from hsv.models.heads import SyncBatchNorm
+from hsv_kernels import distributed, functional
+
+WIDTH, ROWS = 6, 12
+#: Rows of each rank: even, uneven, a rank without rows, a single image.
+SIZES = [(4, 4), (5, 2), (0, 3), (1, 0), (3, 3, 3), (4, 1, 2), (3, 0, 2), (0, 0, 1)]
+
+
+class Case:
+    """Data of all ranks, the rows of one of them, and the parameters that the losses depend on."""
+
+    def __init__(self, sizes: tuple[int, ...], rank: int | None) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.sizes, self.rank = sizes, rank
+        x = torch.randn(4, ROWS, WIDTH, generator=generator, dtype=torch.float64)
+        self.weight = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
+        self.temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        start = 0 if rank is None else sum(sizes[:rank])
+        self.rows = slice(start, start + (sum(sizes) if rank is None else sizes[rank]))
+        self.x0, self.x1, self.target, self.other = x[:, self.rows]
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The rows of all ranks by rank; those at hand, if these are one rank's."""
+        return x.split(self.sizes) if self.rank is None else (x,)
+
+
+def contrast(case: Case, negatives: str, backend: str = "reference") -> Tensor:
+    z0, z1 = case.x0 @ case.weight, case.x1 @ case.weight
+    if negatives == "local" and case.rank is None:
+        pairs = zip(case.split(z0), case.split(z1), strict=True)
+        losses = (functional.nt_xent(a, b, case.temperature, reduction="sum") for a, b in pairs if len(a))
+        return sum(losses) / (2 * sum(case.sizes))
+    return distributed.nt_xent(z0, z1, case.temperature, negatives=negatives, backend=backend)
+
+
+def hard(case: Case, negatives: str) -> Tensor:
+    """Logits up to ±1000, of which half of the positives are the least."""
+    z0 = case.x0 @ case.weight
+    return distributed.nt_xent(z0, torch.where(case.x1 > 0, -z0, z0), case.temperature / 300, negatives=negatives)
+
+
+def single(case: Case, negatives: str) -> Tensor:
+    """float32 on the kernels of the machine."""
+    z0, z1 = ((x @ case.weight).float() for x in (case.x0, case.x1))
+    return distributed.nt_xent(z0, z1, 0.2, negatives=negatives).double()
+
+
+def reconstruction(case: Case) -> Tensor:
+    pred = (case.x0 @ case.weight)[:, None, :4].expand(-1, 4, -1)  # [B, 4 patches, 4 pixels]
+    images = case.x1[:, None, :4, None].expand(-1, 1, 4, 4).contiguous()
+    mask = (case.target[:, :4] > 0.3).double()
+    return distributed.masked_mse(pred.contiguous(), images, mask, 2)
+
+
+def head(case: Case, affine: bool) -> Tensor:
+    """A projector with batch normalisation over all ranks, whose weights are used twice."""
+    norm = SyncBatchNorm(WIDTH, affine=affine)
+    z0, z1 = ((torch.relu(norm(x @ case.weight)) @ case.weight.float()) for x in (case.x0, case.x1))
+    return distributed.nt_xent(z0, z1, 0.5).double()
+
+
+CHECKS: dict[str, Callable[[Case], Tensor]] = {
+    **{f"nt_xent {name}": partial(contrast, negatives=name) for name in ("gather", "ring", "local")},
+    **{f"nt_xent {name} cpu": partial(contrast, negatives=name, backend="cpu") for name in ("gather", "ring")},
+    **{f"nt_xent {name} hard": partial(hard, negatives=name) for name in ("gather", "ring")},
+    **{f"nt_xent {name} float32": partial(single, negatives=name) for name in ("gather", "ring")},
+    "masked_mse": reconstruction,
+    "head": partial(head, affine=True),
+    "head without affine": partial(head, affine=False),
+}
+
+
+def gradients(check: Callable[[Case], Tensor], case: Case) -> tuple[Tensor, ...]:
+    """Value, and gradients of the parameters: 0 where a loss does not depend on them."""
+    loss = check(case)
+    parameters = (case.weight, case.temperature)
+    return loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What each process found, by check and sizes. Three are started once, and two of them meet again."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, (str(folder),), nprocs=3)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    found = {}
+    for world in (3, 2):
+        if rank >= world:
+            continue
+        file = f"file://{folder}/rendezvous{world}"
+        dist.init_process_group("gloo", file, timedelta(minutes=1), world, rank)
+        for sizes in SIZES:
+            if len(sizes) == world:
+                for name, check in CHECKS.items():
+                    if not skipped(name, sizes):
+                        found[name, sizes] = gradients(check, Case(sizes, rank))
+        found |= {(f.__name__, world): f(rank, world) for f in (batch_norm, saved_bytes, frozen_reductions)}
+        dist.barrier()
+        dist.destroy_process_group()
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def skipped(name: str, sizes: tuple[int, ...]) -> bool:
+    """One process refuses the batch statistics of one row."""
+    return name.startswith("head") and sum(sizes) == 1
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("name", CHECKS)
+def test_ranks_give_what_one_process_does(ranks, name, sizes):
+    if skipped(name, sizes):
+        return
+    value, *expected = gradients(CHECKS[name], Case(sizes, None))
+    found = [result[name, sizes] for result in ranks[: len(sizes)]]
+    exact = "float32" not in name and "head" not in name
+    tolerance = {"rtol": 1e-9, "atol": 1e-11} if exact else {"rtol": 1e-4, "atol": 1e-5}
+    for result in found:
+        torch.testing.assert_close(result[0], value, **tolerance)
+    for number, gradient in enumerate(expected, 1):
+        averaged = sum(result[number] for result in found) / len(sizes)  # as DDP does
+        torch.testing.assert_close(averaged, gradient, **tolerance)
+
+
+def batch_norm(rank: int, world: int) -> dict[str, Tensor]:
+    """One row over all ranks, the other ranks empty."""
+    layer = SyncBatchNorm(WIDTH)
+    nn.init.constant_(layer.bias, 0.5)
+    x = torch.randn(1 if rank == 1 else 0, WIDTH, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    return {"y": y.detach(), "x": x.grad, "mean": layer.running_mean, "row": distributed.all_gather_rows(x.detach())}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_batch_norm_of_a_single_row(ranks, world):
+    for rank, result in enumerate(ranks[:world]):
+        found = result["batch_norm", world]
+        assert found["y"].eq(0.5).all() and len(found["y"]) == (rank == 1)
+        assert found["x"].eq(0).all()
+        torch.testing.assert_close(found["mean"], 0.1 * found["row"][0])
+
+
+def saved_bytes(rank: int, world: int) -> dict[tuple[str, int], int]:
+    """Bytes that rank 0 keeps for backward while the other ranks have 8 rows, and 64."""
+    found = {}
+    for negatives in ("ring", "gather"):
+        for others in (8, 64):
+            storages: dict[int, int] = {}
+
+            def pack(x: Tensor, storages: dict[int, int] = storages) -> Tensor:
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                return x
+
+            z = torch.randn(8 if rank == 0 else others, 32, requires_grad=True)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                loss = distributed.nt_xent(z, z + 1, 0.2, negatives=negatives)
+            found[negatives, others] = sum(storages.values())
+            loss.backward()
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ring_keeps_nothing_of_other_ranks(ranks, world):
+    found = ranks[0]["saved_bytes", world]
+    assert found["ring", 8] == found["ring", 64]
+    assert found["gather", 64] - found["gather", 8] >= (world - 1) * 2 * 56 * 32 * 4
+
+
+def frozen_reductions(rank: int, world: int) -> Tensor:
+    x = torch.tensor([-torch.inf, float(rank), 1000.0 if rank else -torch.inf, -torch.inf if rank else 3.0])
+    return distributed.logsumexp_over_ranks(x)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_logsumexp_over_ranks(ranks, world):
+    numbers = torch.arange(float(world))
+    expected = torch.stack(
+        [
+            torch.tensor(-torch.inf),
+            numbers.logsumexp(0),
+            torch.full((world - 1,), 1000.0).logsumexp(0),
+            torch.tensor(3.0),
+        ]
+    )
+    for result in ranks[:world]:
+        torch.testing.assert_close(result["frozen_reductions", world], expected)
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="negatives must be one of gather, ring, local; got 'all'"):
+        distributed.nt_xent(torch.ones(2, 3), torch.ones(2, 3), negatives="all")
