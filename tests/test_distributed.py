@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from hsv.models.heads import SyncBatchNorm
-from hsv_kernels import distributed, functional
+from hsv_kernels import KeyQueue, distributed, functional
 
 WIDTH, ROWS = 6, 12
 #: Rows of each rank: even, uneven, a rank without rows, a single image.
@@ -64,6 +64,60 @@ def reconstruction(case: Case) -> Tensor:
     return distributed.masked_mse(pred.contiguous(), images, mask, 2)
 
 
+def queries(case: Case, negatives: str, key_gradient: bool) -> Tensor:
+    """MoCo v3's two orders of two views."""
+    q, k = case.x0 @ case.weight, case.x1 @ case.weight.cos()
+    options = {"temperature": case.temperature, "negatives": negatives, "key_gradient": key_gradient}
+    if negatives == "local" and case.rank is None:
+        pairs = zip(case.split(q), case.split(k), strict=True)
+        losses = (
+            functional.info_nce(a, b.detach(), temperature=case.temperature, reduction="sum")
+            for a, b in pairs
+            if len(a)
+        )
+        return sum(losses) / sum(case.sizes)
+    return distributed.info_nce(q, k, **options)
+
+
+def queued(case: Case) -> Tensor:
+    """A queue that every rank fills with the keys of all, before this step's queries meet it and after."""
+    torch.manual_seed(0)
+    queue = KeyQueue(7, WIDTH, dtype=torch.float64)
+    queue.push(distributed.all_gather_rows(case.target))
+    loss = distributed.info_nce(case.x0 @ case.weight, case.x1, queue.keys, temperature=case.temperature, backend="cpu")
+    queue.push(distributed.all_gather_rows(case.x1))
+    return loss + queue.keys.cumsum(0).cos().sum() + queue.cursor
+
+
+def cosine(case: Case) -> Tensor:
+    return distributed.negative_cosine(case.x0 @ case.weight, case.x1)
+
+
+def centred(case: Case) -> Tensor:
+    """DINO's loss, and its centre in the value."""
+    students = torch.stack([case.x0, case.x1, case.target]) @ case.weight
+    loss, mean = distributed.distillation_loss(
+        students, torch.stack([case.x1, case.other]), centre=case.weight[0].detach()
+    )
+    return loss + mean.cos().sum()
+
+
+def weighted(case: Case, samples: bool) -> Tensor:
+    """iBOT's: rows that count for a part of an image, on some ranks of fewer images than rows."""
+    weights = case.other[:, 0].abs()
+    images = len(weights) + sum(case.sizes[: case.rank]) if samples else None
+    if samples and case.rank is None:
+        images = sum(size + sum(case.sizes[:rank]) for rank, size in enumerate(case.sizes))
+    return distributed.distillation_loss(case.x0 @ case.weight, case.x1, weights=weights, samples=images)[0]
+
+
+def swapped(case: Case) -> Tensor:
+    """SwAV: the assignments of one view, balanced over all ranks, are the targets of the other."""
+    centre = distributed.sinkhorn_centre(case.x1, 0.05)
+    loss, _ = distributed.distillation_loss(case.x0 @ case.weight, case.x1, teacher_temperature=0.05, centre=centre)
+    return loss + (centre - centre.mean()).cos().sum()
+
+
 def head(case: Case, affine: bool) -> Tensor:
     """A projector with batch normalisation over all ranks, whose weights are used twice."""
     norm = SyncBatchNorm(WIDTH, affine=affine)
@@ -76,6 +130,16 @@ CHECKS: dict[str, Callable[[Case], Tensor]] = {
     **{f"nt_xent {name} cpu": partial(contrast, negatives=name, backend="cpu") for name in ("gather", "ring")},
     **{f"nt_xent {name} hard": partial(hard, negatives=name) for name in ("gather", "ring")},
     **{f"nt_xent {name} float32": partial(single, negatives=name) for name in ("gather", "ring")},
+    **{
+        f"info_nce {name}": partial(queries, negatives=name, key_gradient=False) for name in ("gather", "ring", "local")
+    },
+    **{f"info_nce {name} both": partial(queries, negatives=name, key_gradient=True) for name in ("gather", "ring")},
+    "info_nce queue": queued,
+    "negative_cosine": cosine,
+    "distillation_loss": centred,
+    "distillation_loss weights": partial(weighted, samples=False),
+    "distillation_loss images": partial(weighted, samples=True),
+    "sinkhorn_centre": swapped,
     "masked_mse": reconstruction,
     "head": partial(head, affine=True),
     "head without affine": partial(head, affine=False),

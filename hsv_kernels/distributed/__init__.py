@@ -15,18 +15,23 @@ from hsv_kernels.distributed.collectives import (
     rank_mean,
     world_size,
 )
-from hsv_kernels.distributed.contrast import Negatives, nt_xent
-from hsv_kernels.distributed.regression import masked_mse
+from hsv_kernels.distributed.contrast import Negatives, info_nce, nt_xent
+from hsv_kernels.distributed.distillation import distillation_loss, sinkhorn_centre
+from hsv_kernels.distributed.regression import masked_mse, negative_cosine
 
 __all__ = [
     "Negatives",
     "all_gather_rows",
     "all_reduce_sum",
+    "distillation_loss",
+    "info_nce",
     "logsumexp_over_ranks",
     "masked_mse",
     "mean_over_ranks",
+    "negative_cosine",
     "nt_xent",
     "rank",
     "rank_mean",
+    "sinkhorn_centre",
     "world_size",
 ]

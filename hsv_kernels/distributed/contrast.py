@@ -19,7 +19,7 @@ from hsv_kernels.distributed.collectives import (
 )
 from hsv_kernels.distributed.ring import ring_difference
 
-__all__ = ["Negatives", "nt_xent"]
+__all__ = ["Negatives", "info_nce", "nt_xent"]
 
 #: Where negatives come from: all ranks, gathered at once or passed round a ring, or this rank's own rows.
 Negatives = Literal["gather", "ring", "local"]
@@ -62,14 +62,62 @@ def nt_xent(
         options = {"reduction": "sum", "dot_dtype": dot_dtype, "backend": backend}
         total = functional.nt_xent(z0, z1, temperature, **options) if n else no_rows(z0, z1, temperature)
         return mean_over_ranks(total, 2 * n)
-    z = _unit(torch.cat([z0, z1]))
+    z = _unit(torch.cat([z0, z1]), z0.dtype)
     other_view = torch.arange(2 * n, device=z.device).roll(n)
     return _mean_loss(z, z, other_view, temperature, True, negatives, dot_dtype, backend)
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1, computed in at least float32 and rounded to the type of `x`."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), eps=1e-12).to(x.dtype)
+def info_nce(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.2,
+    normalise: bool = True,
+    negatives: Negatives = "gather",
+    key_gradient: bool = False,
+    dot_dtype: torch.dtype | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """InfoNCE of queries against keys (MoCo), the mean over the queries of all ranks.
+
+    With a queue (v2) a rank's queries meet that queue, which is the same on all ranks if each pushes
+    `all_gather_rows(k)`. Without one (v3) the negatives are the other queries' keys.
+
+    Args:
+        q, k: [n, D] queries and keys of this rank; n may differ between ranks and may be 0.
+        queue: [K, D] or None, as in `hsv_kernels.info_nce`.
+        temperature, normalise, dot_dtype, backend: as in `hsv_kernels.info_nce`.
+        negatives: as in `nt_xent`, where there is no queue.
+        key_gradient: let keys have a gradient. False detaches them, as published: they come from a teacher, and in a
+            ring no gradients travel with them.
+
+    Returns:
+        The loss, a scalar, equal on all ranks; its gradient as the package states it.
+
+    Raises:
+        ValueError, BackendError: as `hsv_kernels.info_nce`, and for an unknown `negatives`.
+    """
+    check_choice("negatives", negatives, get_args(Negatives))
+    k = k if key_gradient else k.detach()
+    options = {"temperature": temperature, "normalise": normalise, "dot_dtype": dot_dtype, "backend": backend}
+    if world_size() == 1:
+        return functional.info_nce(q, k, queue, **options)
+    if queue is not None or negatives == "local":
+        some = len(q) > 0
+        total = functional.info_nce(q, k, queue, reduction="sum", **options) if some else no_rows(q, k, temperature)
+        return mean_over_ranks(total, len(q))
+    if k.shape != q.shape:
+        raise ValueError(f"k must have the shape of q, {list(q.shape)}; got {list(k.shape)}")
+    dtype = torch.promote_types(q.dtype, k.dtype)
+    q, k = ((_unit(x, dtype) if normalise else x.to(dtype)) for x in (q, k))
+    same_image = torch.arange(len(q), device=q.device)
+    return _mean_loss(q, k, same_image, temperature, False, negatives, dot_dtype, backend)
+
+
+def _unit(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of length 1, computed in at least float32 and rounded to `dtype`."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), eps=1e-12).to(dtype)
 
 
 def _mean_loss(

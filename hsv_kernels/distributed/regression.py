@@ -6,7 +6,16 @@ from hsv_kernels import functional
 from hsv_kernels.backends import Backend
 from hsv_kernels.distributed.collectives import mean_over_ranks, no_rows, world_size
 
-__all__ = ["masked_mse"]
+__all__ = ["masked_mse", "negative_cosine"]
+
+
+def negative_cosine(p: Tensor, z: Tensor, *, eps: float = 1e-8, backend: Backend | None = None) -> Tensor:
+    """`hsv_kernels.negative_cosine`, the mean over the rows of all ranks, of which this one may have none."""
+    options = {"eps": eps, "backend": backend}
+    if world_size() == 1:
+        return functional.negative_cosine(p, z, **options)
+    total = functional.negative_cosine(p, z, reduction="sum", **options) if len(p) else no_rows(p, z)
+    return mean_over_ranks(total, len(p))
 
 
 def masked_mse(

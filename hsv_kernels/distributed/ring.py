@@ -5,8 +5,8 @@ the negatives less the positive's logit, blocks merge as
 
     d = logaddexp_s (lse_s − positive_logit),   ∂d / ∂lse_s = exp(lse_s − positive_logit − d) = w_s,
 
-so that a block's backward is that of `similarity_logsumexp` with the incoming gradient g · w_s, and the positive logit's
-gradient is −g · (1 − w_0) besides what the own block's d passes to it.
+so that a block's backward is that of `similarity_logsumexp` with the incoming gradient g · w_s, and the positive
+logit's gradient is −g · (1 − w_0) besides what the own block's d passes to it.
 """
 
 from typing import Any
