@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hsv_kernels import gather_tokens, masked_mse, nt_xent, random_masking, restore_tokens
+from hsv_kernels import gather_tokens, masked_mse, negative_cosine, nt_xent, random_masking, restore_tokens
 from hsv_kernels.backends import interpreting
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="the calls here are of CPU kernels")
@@ -25,6 +25,11 @@ MASK = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
 OPERATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[str, ...], tuple[str, ...]]] = {
     "nt_xent": (lambda x, y: nt_xent(x.flatten(1), y.flatten(1), 0.3), ("nt_xent",), ("nt_xent_backward",)),
     "masked_mse": (lambda x, y: masked_mse(x, IMAGES, MASK, 2), ("masked_mse",), ("masked_mse_backward",)),
+    "negative_cosine": (
+        lambda x, y: negative_cosine(x.flatten(1), y.flatten(1)),
+        ("negative_cosine",),
+        ("negative_cosine_backward",),
+    ),
     "gather_tokens": (lambda x, y: gather_tokens(x, IDS), ("gather_tokens",), ("scatter_tokens",)),
     "restore_tokens": (
         lambda x, y: restore_tokens(x[:, :2], RESTORE, y[0, 0]),

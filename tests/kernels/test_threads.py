@@ -18,6 +18,7 @@ from hsv_kernels import (
     gather_patches,
     gather_tokens,
     masked_mse,
+    negative_cosine,
     nt_xent,
     random_masking,
     restore_tokens,
@@ -89,6 +90,11 @@ def run_masked_mse() -> list[Tensor]:
     return with_gradients(masked_mse(pred, images, random_masking(32, 64, num_keep=16, seed=4)[2], 8), pred)
 
 
+def run_negative_cosine() -> list[Tensor]:
+    p, z = normal(300, 1024), normal(300, 1024).detach().flip(0).requires_grad_()
+    return with_gradients(negative_cosine(p, z, reduction="none"), p, z)
+
+
 #: Each with work for eight threads; results and gradients.
 OPERATIONS: dict[str, Callable[[], list[Tensor]]] = {
     "nt_xent": run_nt_xent,
@@ -103,6 +109,7 @@ OPERATIONS: dict[str, Callable[[], list[Tensor]]] = {
     "gather_tokens": run_gather_tokens,
     "restore_tokens": run_restore_tokens,
     "masked_mse": run_masked_mse,
+    "negative_cosine": run_negative_cosine,
 }
 each = pytest.mark.parametrize("name", OPERATIONS)
 
