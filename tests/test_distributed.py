@@ -174,7 +174,7 @@ def _rank(rank: int, folder: str) -> None:
                 for name, check in CHECKS.items():
                     if not skipped(name, sizes):
                         found[name, sizes] = gradients(check, Case(sizes, rank))
-        found |= {(f.__name__, world): f(rank, world) for f in (batch_norm, saved_bytes, frozen_reductions)}
+        found |= {(f.__name__, world): f(rank, world) for f in (batch_norm, statistics, gathered, saved_bytes, reduced)}
         dist.barrier()
         dist.destroy_process_group()
     torch.save(found, f"{folder}/{rank}.pt")
@@ -220,6 +220,50 @@ def test_batch_norm_of_a_single_row(ranks, world):
         torch.testing.assert_close(found["mean"], 0.1 * found["row"][0])
 
 
+def statistics(rank: int, world: int) -> tuple[Tensor, Tensor]:
+    """Running mean and variance after uneven batches."""
+    layer = SyncBatchNorm(WIDTH)
+    layer(Case((5, 2, 1)[:world], rank).x0)
+    return layer.running_mean, layer.running_var
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_running_statistics_are_those_of_all_rows(ranks, world):
+    layer = nn.BatchNorm1d(WIDTH)
+    layer(Case((5, 2, 1)[:world], None).x0.float())
+    for result in ranks[:world]:
+        mean, variance = result["statistics", world]
+        torch.testing.assert_close(mean, layer.running_mean)
+        torch.testing.assert_close(variance, layer.running_var)
+
+
+def gathered(rank: int, world: int) -> tuple[Tensor, ...]:
+    """Rank r holds r + 1 rows of r + 1, and weights row j by j · (r + 1)."""
+    x = torch.full((rank + 1, 1), float(rank + 1), requires_grad=True)
+    every = distributed.all_gather_rows(x)
+    (every * torch.arange(float(len(every)))[:, None] * (rank + 1)).sum().backward()
+    mine = torch.tensor(rank + 1.0)
+    return every.detach(), x.grad, distributed.all_reduce_sum(mine), distributed.rank_mean(mine, rank)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gather_sum_and_mean(ranks, world):
+    every, gradients, sums, means = zip(*(result["gathered", world] for result in ranks[:world]), strict=True)
+    expected = [rank + 1 for rank in range(world) for _ in range(rank + 1)]
+    assert all(rows.flatten().tolist() == expected for rows in every)
+    total = sum(range(1, world + 1))
+    assert torch.cat(gradients).flatten().tolist() == [total * row for row in range(len(expected))]
+    assert all(x == total for x in sums)
+    mean = sum(rank * (rank + 1) for rank in range(world)) / sum(range(world))
+    assert all(x == pytest.approx(mean) for x in means)
+
+
+def test_one_process_pays_nothing():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert distributed.all_reduce_sum(x) is x and distributed.all_gather_rows(x) is x
+    assert distributed.rank_mean(x, 3) is x
+
+
 def saved_bytes(rank: int, world: int) -> dict[tuple[str, int], int]:
     """Bytes that rank 0 keeps for backward while the other ranks have 8 rows, and 64."""
     found = {}
@@ -246,7 +290,7 @@ def test_ring_keeps_nothing_of_other_ranks(ranks, world):
     assert found["gather", 64] - found["gather", 8] >= (world - 1) * 2 * 56 * 32 * 4
 
 
-def frozen_reductions(rank: int, world: int) -> Tensor:
+def reduced(rank: int, world: int) -> Tensor:
     x = torch.tensor([-torch.inf, float(rank), 1000.0 if rank else -torch.inf, -torch.inf if rank else 3.0])
     return distributed.logsumexp_over_ranks(x)
 
@@ -263,7 +307,7 @@ def test_logsumexp_over_ranks(ranks, world):
         ]
     )
     for result in ranks[:world]:
-        torch.testing.assert_close(result["frozen_reductions", world], expected)
+        torch.testing.assert_close(result["reduced", world], expected)
 
 
 def test_errors_name_the_argument():
