@@ -157,6 +157,76 @@ void define_cosine(py::module_& m) {
       Release());
 }
 
+// Views and pairs of a call, which own what a DistillationProblem points to.
+struct Distillation {
+  using View = std::pair<Address, int64_t>;  // address, row stride
+
+  Distillation(int dtype, const std::vector<View>& students, const std::vector<View>& teachers, int64_t rows,
+               int64_t classes, Address centre, double student_scale, double teacher_scale,
+               const std::vector<int64_t>& alternating, int threads)
+      : student(logits(students)), teacher(logits(teachers)) {
+    for (size_t j = 0; j + 1 < alternating.size(); j += 2) pair.push_back({alternating[j], alternating[j + 1]});
+    problem = {views(dtype, student, rows, classes),
+               views(dtype, teacher, rows, classes),
+               pointer(centre),
+               student_scale,
+               teacher_scale,
+               pair.data(),
+               static_cast<int64_t>(pair.size()),
+               threads};
+  }
+  Distillation(const Distillation&) = delete;
+
+  static std::vector<hsv::LogitView> logits(const std::vector<View>& views) {
+    std::vector<hsv::LogitView> found;
+    for (const View& view : views) found.push_back({pointer(view.first), view.second});
+    return found;
+  }
+  static hsv::LogitViews views(int dtype, const std::vector<hsv::LogitView>& view, int64_t rows, int64_t classes) {
+    return {dtype, rows, classes, view.data(), static_cast<int64_t>(view.size())};
+  }
+
+  std::vector<hsv::LogitView> student, teacher;
+  std::vector<hsv::ViewPair> pair;
+  hsv::DistillationProblem problem;
+};
+
+void define_distillation(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  using Views = std::vector<Distillation::View>;
+  py::class_<Distillation>(m, "DistillationProblem")
+      .def(py::init<int, const Views&, const Views&, int64_t, int64_t, Address, double, double,
+                    const std::vector<int64_t>&, int>(),
+           py::kw_only(), py::arg("dtype"), py::arg("student"), py::arg("teacher"), py::arg("rows"), py::arg("classes"),
+           py::arg("centre"), py::arg("student_scale"), py::arg("teacher_scale"), py::arg("pairs"), py::arg("threads"));
+  m.def(
+      "distillation_forward",
+      [](const Distillation& d, Address losses, Address mean, Address student_sums, Address teacher_sums) {
+        hsv::active_kernels().distillation.forward(d.problem, pointer(losses), pointer(mean),
+                                                   {pointer(student_sums), pointer(teacher_sums)});
+      },
+      Release());
+  m.def(
+      "distillation_backward",
+      [](const Distillation& d, Address weights, Address student_sums, Address teacher_sums,
+         const std::vector<Address>& gradients) {
+        std::vector<void*> gradient;
+        for (const Address address : gradients) gradient.push_back(pointer(address));
+        hsv::active_kernels().distillation.backward(d.problem, pointer(weights),
+                                                    {pointer(student_sums), pointer(teacher_sums)}, gradient.data());
+      },
+      Release());
+  m.def(
+      "distillation_column_logsums",
+      [](int dtype, const Views& teacher, int64_t rows, int64_t classes, double scale, Address logsums, Address out,
+         int threads) {
+        const std::vector<hsv::LogitView> view = Distillation::logits(teacher);
+        hsv::active_kernels().distillation.column_logsums(Distillation::views(dtype, view, rows, classes), scale,
+                                                          pointer(logsums), pointer(out), threads);
+      },
+      Release());
+}
+
 void define_reconstruction(py::module_& m) {
   m.def(
       "reconstruction_forward",
@@ -347,6 +417,7 @@ PYBIND11_MODULE(_C, m) {
   define_contrast(m);
   define_rectangle(m);
   define_cosine(m);
+  define_distillation(m);
 #ifdef HSV_HAS_CUDA
   m.attr("has_cuda") = true;
   define_cuda_masking(m);

@@ -4,6 +4,7 @@
 #include "cpu/contrast.h"
 #include "cpu/contrast_rectangle.h"
 #include "cpu/cosine.h"
+#include "cpu/distillation.h"
 #include "cpu/limits.h"
 #include "cpu/masking.h"
 #include "cpu/reconstruction.h"
@@ -15,6 +16,7 @@ struct Kernels {
   ContrastKernels contrast;
   RectangleKernels rectangle;
   CosineKernels cosine;
+  DistillationKernels distillation;
   MaskingKernels masking;
   ReconstructionKernels reconstruction;
   LimitKernels limits;
