@@ -1,0 +1,47 @@
+"""InfoNCE over temperatures of any sign, which the libraries accept and `hsv_kernels.info_nce` does not."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsv_kernels.backends import resolve
+from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, rank
+from hsv_kernels.distributed.collectives import row_counts
+from hsv_kernels.functional import similarity_logsumexp
+
+__all__ = ["gathered", "queue_losses", "two_view_loss", "unit_rows", "unread_by_backward"]
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x / max(‖x‖, 1e-12) by rows, in float32 at least and rounded to the dtype of x."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1).to(x.dtype)
+
+
+def gathered(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows of all ranks, and where this rank's begin."""
+    counts = row_counts(rows)
+    return all_gather_rows(rows, counts), sum(counts[: rank()])
+
+
+def queue_losses(q: Tensor, k: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
+    """log(1 + Σ_j exp(q_i · queue_j / τ − q_i · k_i / τ)) [N], of rows as they are, in the dtype of the queue."""
+    q, k = q.to(queue.dtype), k.to(queue.dtype)
+    d, _ = similarity_logsumexp(q, queue, scale=1 / temperature, positive=k)
+    return F.softplus(d, threshold=40)
+
+
+def two_view_loss(out0: Tensor, out1: Tensor, temperature: float | Tensor, gather: bool) -> Tensor:
+    """NT-Xent of [N, D] against [N, D], the negatives of all ranks if `gather`; the mean over the anchors."""
+    z = unit_rows(torch.cat([out0, out1]))
+    partner = torch.arange(len(z), device=z.device).roll(len(out0))
+    every, start = gathered(z) if gather else (None, 0)
+    d, _ = similarity_logsumexp(
+        z, every, scale=1 / temperature, exclude_self=True, self_offset=start, positive=partner + start
+    )
+    losses = F.softplus(d, threshold=40)
+    return mean_over_ranks(losses.sum(), len(losses)) if gather else losses.mean()
+
+
+def unread_by_backward(queue: Tensor) -> Tensor:
+    """The queue, or a copy where the reference serves it: that one reads it again in backward, after the push."""
+    return queue.clone() if resolve("contrast", queue, None) == "reference" else queue

@@ -1,0 +1,388 @@
+"""lightly's losses (lightly.loss) and token helpers (lightly.models.utils).
+
+from hsv_kernels.compat.lightly import DINOLoss, IBOTPatchLoss, NegativeCosineSimilarity, NTXentLoss
+from hsv_kernels.compat import lightly as utils  # utils.random_token_mask, utils.get_at_index, ...
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hsv_kernels.compat.centre import moved
+from hsv_kernels.compat.contrast import queue_losses, two_view_loss, unit_rows, unread_by_backward
+from hsv_kernels.compat.patches import folded
+from hsv_kernels.distributed import all_gather_rows, distillation_loss, mean_over_ranks, world_size
+from hsv_kernels.functional import negative_cosine, nt_xent, random_masking
+from hsv_kernels.ops.masking import reference as masking
+from hsv_kernels.queue import KeyQueue
+
+__all__ = [
+    "DINOLoss",
+    "IBOTPatchLoss",
+    "NTXentLoss",
+    "NegativeCosineSimilarity",
+    "expand_index_like",
+    "get_at_index",
+    "mask_at_index",
+    "mask_bool",
+    "patchify",
+    "prepend_class_token",
+    "random_token_mask",
+    "repeat_token",
+    "set_at_index",
+    "unpatchify",
+]
+
+
+class NTXentLoss(nn.Module):
+    """NT-Xent (SimCLR), or InfoNCE against a bank of keys (MoCo), the mean over the anchors.
+
+    With a bank the loss goes one way, out0 against out1 and the keys of earlier steps, and out1 enters the bank if out0
+    requires a gradient. The bank is `memory_bank`, a `KeyQueue` in the state dict; a state dict without one, as
+    lightly's are, loads and leaves the bank as it is. The bank follows out0 to its device.
+
+    Args:
+        temperature: number of any sign, or a 0-dim tensor or parameter.
+        memory_bank_size: (keys, dim), or 0 for no bank.
+        gather_distributed: negatives of all ranks; with a bank, the keys of all ranks enter it.
+
+    Raises:
+        ValueError: |temperature| < 1e-8, an impossible size of the bank, torch without torch.distributed.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        if abs(temperature) < 1e-8:
+            raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8")
+        if gather_distributed and not torch.distributed.is_available():
+            raise ValueError("gather_distributed=True needs a torch with torch.distributed; got one without")
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        size = _bank_size(memory_bank_size)
+        self.memory_bank = KeyQueue(*size, normalise=False) if size else None
+        self.register_load_state_dict_pre_hook(_keep_bank)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of embeddings [N, D] and [N, D], normalised inside."""
+        _check_two_views(out0, out1)
+        gather = self.gather_distributed and world_size() > 1
+        if self.memory_bank is not None:
+            return self._against_bank(out0, out1, gather)
+        if gather or isinstance(self.temperature, Tensor) or self.temperature < 0:
+            return two_view_loss(out0, out1, self.temperature, gather)
+        dtype = torch.promote_types(out0.dtype, out1.dtype)
+        return nt_xent(out0.to(dtype), out1.to(dtype), self.temperature)
+
+    def _against_bank(self, out0: Tensor, out1: Tensor, gather: bool) -> Tensor:
+        if self.memory_bank.keys.device != out0.device:
+            self.memory_bank.to(out0.device)
+        q, k = unit_rows(out0), unit_rows(out1)
+        losses = queue_losses(q, k, unread_by_backward(self.memory_bank.keys), self.temperature)
+        if out0.requires_grad:
+            self.memory_bank.push(all_gather_rows(k.detach()) if gather else k.detach())
+        return mean_over_ranks(losses.sum(), len(losses)) if gather else losses.mean()
+
+
+def _bank_size(size: int | Sequence[int]) -> tuple[int, ...]:
+    """(keys, dim), or () for no bank."""
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    if any(x < 0 for x in sizes):
+        raise ValueError(f"memory_bank_size must not be negative; got {size}")
+    if isinstance(size, int) and size > 0:
+        raise ValueError(f"memory_bank_size must be (keys, dim) or 0, since keys need a dimension; got {size}")
+    if sizes != (0,) and len(sizes) != 2:
+        raise ValueError(f"memory_bank_size must be (keys, dim) or 0; got {size}")
+    return sizes if sizes[0] else ()
+
+
+def _keep_bank(module: NTXentLoss, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    if module.memory_bank is not None:
+        for name, buffer in module.memory_bank.named_buffers():
+            state_dict.setdefault(f"{prefix}memory_bank.{name}", buffer)
+
+
+def _check_two_views(out0: Tensor, out1: Tensor) -> None:
+    if out0.dim() != 2:
+        raise ValueError(f"out0 must be [N, D]; got {list(out0.shape)}")
+    if out1.shape != out0.shape:
+        raise RuntimeError(f"out1 must have the shape of out0, {list(out0.shape)}; got {list(out1.shape)}")
+
+
+class NegativeCosineSimilarity(nn.Module):
+    """The mean of −cos(x0, x1) along `dim`; both get a gradient. Shapes broadcast.
+
+    Args:
+        dim: along which vectors lie.
+        eps: the least norm.
+    """
+
+    def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
+        dtype = torch.promote_types(x0.dtype, x1.dtype)
+        rows = (x.to(dtype).movedim(self.dim, -1) for x in torch.broadcast_tensors(x0, x1))
+        x0, x1 = (x.reshape(-1, x.shape[-1]) for x in rows)
+        return negative_cosine(x0, x1, eps=max(self.eps, torch.finfo(torch.float32).tiny))
+
+
+class _Centre(nn.Module):
+    """The moving average [1, K] of the teacher's logits, as the buffer `center`: the key of lightly's state dicts."""
+
+    center: Tensor
+
+    def __init__(self, size: int, mode: str, momentum: float) -> None:
+        super().__init__()
+        _check_mode(mode)
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(1, size))
+
+    @property
+    def value(self) -> Tensor:
+        return self.center
+
+
+def _check_mode(mode: str) -> None:
+    if mode != "mean":
+        raise ValueError(f"center_mode must be 'mean'; got {mode!r}")
+
+
+def _temperature(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """A number, or a tensor where `like` is."""
+    return value.to(like.device) if isinstance(value, Tensor) else float(value)
+
+
+class DINOLoss(nn.Module):
+    """DINO's cross-entropy of each teacher's view with each other student's view, the mean over pairs and samples.
+
+    The centre, a buffer `center` [1, 1, K], moves after the loss by the mean over all ranks' teacher logits. Across
+    ranks the value is the mean over all ranks' samples.
+
+    Args:
+        output_dim: K.
+        warmup_teacher_temp: temperature of epoch 0.
+        teacher_temp: temperature from epoch warmup_teacher_temp_epochs on, and without an epoch.
+        warmup_teacher_temp_epochs: epochs of a linear way from one to the other.
+        student_temp: temperature of the student.
+        center_momentum: weight of the centre's old value.
+        center_mode: "mean", the only one.
+
+    Raises:
+        ValueError: another center_mode; no two different views.
+    """
+
+    center: Tensor
+
+    def __init__(
+        self,
+        output_dim: int = 65536,
+        warmup_teacher_temp: float = 0.04,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp_epochs: int = 30,
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+        center_mode: str = "mean",
+    ) -> None:
+        super().__init__()
+        _check_mode(center_mode)
+        self.teacher_temp = teacher_temp
+        self.student_temp = student_temp
+        self.center_momentum = center_momentum
+        self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
+        self.teacher_temp_schedule = torch.linspace(
+            warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs
+        ).tolist()
+        self.register_buffer("center", torch.zeros(1, 1, output_dim))
+
+    def forward(
+        self,
+        teacher_out: Sequence[Tensor],
+        student_out: Sequence[Tensor],
+        teacher_temp: float | None = None,
+        epoch: int | None = None,
+    ) -> Tensor:
+        """The loss of T and S views of logits [N, K], the first T of the student's being those of the teacher.
+
+        Args:
+            teacher_out: T tensors; they get no gradient.
+            student_out: S tensors.
+            teacher_temp: takes the place of both schedule and default.
+            epoch: chooses from the schedule.
+        """
+        if len(teacher_out) * len(student_out) <= 1:
+            raise ValueError(
+                f"DINOLoss needs two different views, of a teacher and a student; "
+                f"got {len(teacher_out)} of the teacher and {len(student_out)} of the student"
+            )
+        if teacher_temp is None:
+            warming = epoch is not None and epoch < self.warmup_teacher_temp_epochs
+            teacher_temp = self.teacher_temp_schedule[epoch] if warming else self.teacher_temp
+        loss, mean = distillation_loss(
+            list(student_out),
+            [view.detach().to(student_out[0].dtype) for view in teacher_out],
+            student_temperature=self.student_temp,
+            teacher_temperature=_temperature(teacher_temp, student_out[0]),
+            centre=self.center.flatten(),
+        )
+        self.center = moved(self.center, mean, self.center_momentum)
+        return loss
+
+
+class IBOTPatchLoss(nn.Module):
+    """iBOT's cross-entropy of masked patches: the mean over the masked patches of an image, then over images.
+
+    The centre is the buffer `center.center` [1, K]; it moves after the loss by the mean over all ranks' masked patches,
+    and in one process stays where nothing is masked. Across ranks the value is the mean over all ranks' images.
+
+    Args:
+        output_dim: K.
+        teacher_temp, student_temp: temperatures.
+        center_mode: "mean", the only one.
+        center_momentum: weight of the centre's old value.
+
+    Raises:
+        ValueError: another center_mode.
+    """
+
+    def __init__(
+        self,
+        output_dim: int = 65536,
+        teacher_temp: float = 0.04,
+        student_temp: float = 0.1,
+        center_mode: str = "mean",
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.teacher_temp = teacher_temp
+        self.student_temp = student_temp
+        self.center = _Centre(output_dim, center_mode, center_momentum)
+
+    def forward(
+        self, teacher_out: Tensor, student_out: Tensor, mask: Tensor, teacher_temp: float | None = None
+    ) -> Tensor:
+        """The loss of logits [M, K] of the M masked patches, in the order of `mask`.
+
+        Args:
+            teacher_out: [M, K]; no gradient.
+            student_out: [M, K].
+            mask: bool [B, H, W] with M entries True.
+            teacher_temp: takes the place of the default.
+
+        Raises:
+            RuntimeError: a mask of other than M entries (on the CPU; on a GPU counting would wait for the device).
+        """
+        counts = mask.flatten(1).sum(1)
+        rows = len(student_out)
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and counts.sum() != rows:
+            raise RuntimeError(f"mask must be True {rows} times, once for each row of logits; got {counts.sum()}")
+        if not rows and world_size() == 1:
+            return student_out.sum()
+        row = torch.arange(rows, device=mask.device)
+        image = torch.searchsorted(counts.cumsum(0), row, right=True).clamp_max(len(counts) - 1)
+        loss, mean = distillation_loss(
+            student_out,
+            teacher_out.detach().to(student_out.dtype),
+            student_temperature=self.student_temp,
+            teacher_temperature=_temperature(self.teacher_temp if teacher_temp is None else teacher_temp, student_out),
+            centre=self.center.value.flatten(),
+            weights=(1 / counts.clamp_min(1))[image],
+            samples=len(mask),
+        )
+        self.center.center = moved(self.center.value, mean, self.center.momentum)
+        return loss
+
+
+def random_token_mask(
+    size: tuple[int, int],
+    mask_ratio: float = 0.6,
+    mask_class_token: bool = False,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(idx_keep, idx_mask), which part the tokens of each sequence at random; both ascend.
+
+    Args:
+        size: (batch, tokens), the class token counted and at index 0.
+        mask_ratio: share that is masked, of the tokens that may be.
+        mask_class_token: False keeps index 0.
+        device: of the indices; None is torch's default.
+    """
+    batch, tokens = size
+    first = 0 if mask_class_token else min(1, tokens)
+    length = tokens - first
+    keep = min(length, max(0, int((tokens - (not mask_class_token)) * (1 - mask_ratio))))
+    device = torch.get_default_device() if device is None else device
+    order = torch.arange(length, device=device).expand(batch, -1)
+    if batch and 0 < keep < length:
+        _, ids_restore, _ = random_masking(batch, length, num_keep=keep, device=device)
+        order = torch.empty_like(ids_restore).scatter_(1, ids_restore, order)
+    keep_first = torch.zeros(batch, first, dtype=torch.int64, device=device)
+    return torch.cat([keep_first, order[:, :keep] + first], dim=1), order[:, keep:] + first
+
+
+def repeat_token(token: Tensor, size: tuple[int, int]) -> Tensor:
+    """[1, 1, D] → [B, L, D] for size (B, L)."""
+    return token.repeat(*size, 1)
+
+
+def expand_index_like(index: Tensor, tokens: Tensor) -> Tensor:
+    """[B, K] → [B, K, D] for tokens [B, L, D], as torch.gather wants it."""
+    return index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+
+
+def get_at_index(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens [B, K, D] of [B, L, D] at [B, K]. An index may come twice, and its gradients add up."""
+    return masking.gather_tokens(tokens, index)
+
+
+def set_at_index(tokens: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    """A copy of tokens [B, L, D] with [B, K, D], or one number, in the places [B, K]."""
+    if isinstance(value, Tensor):
+        value = value.to(tokens.dtype)
+    return torch.scatter(tokens, 1, expand_index_like(index, tokens), value)
+
+
+def mask_at_index(tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
+    """A copy of tokens [B, L, D] with the mask token [1, 1, D] in the places [B, K]."""
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter(1, index, True)
+    return mask_bool(tokens, mask, mask_token)
+
+
+def mask_bool(tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+    """A copy of tokens [B, L, D] with the mask token [1, 1, D] where mask [B, L] is true."""
+    return torch.where(mask.bool().unsqueeze(-1), mask_token, tokens)
+
+
+def prepend_class_token(tokens: Tensor, class_token: Tensor) -> Tensor:
+    """[B, L, D] → [B, 1 + L, D] with the class token [1, 1, D] first."""
+    return torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """[B, C, H, W] → [B, L, p·p·C]: rows of the grid, then pixels, the channel last.
+
+    Raises:
+        AssertionError: a patch that does not divide height and width.
+    """
+    if images.shape[2] % patch_size or images.shape[3] % patch_size:
+        raise AssertionError(f"patch_size must divide height and width, {list(images.shape[2:])}; got {patch_size}")
+    return masking.patchify(images, patch_size, patch_size)
+
+
+def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
+    """[B, L, p·p·C] → [B, C, H, W], a square image.
+
+    Raises:
+        AssertionError: patches that make no square.
+    """
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise AssertionError(f"patches must be those of a square image; got {patches.shape[1]} of them")
+    return folded(patches, patch_size, side, side, channels)

@@ -1,0 +1,135 @@
+"""solo-learn's losses (solo.losses).
+
+from hsv_kernels.compat.solo import DINOLoss, byol_loss_func, mocov2plus_loss_func, mocov3_loss_func
+from hsv_kernels.compat.solo import simclr_loss_func, simsiam_loss_func
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hsv_kernels.compat.centre import moved
+from hsv_kernels.compat.contrast import gathered, queue_losses, unit_rows
+from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
+from hsv_kernels.distributed import distillation_loss, mean_over_ranks, world_size
+from hsv_kernels.functional import negative_cosine, similarity_logsumexp
+
+__all__ = [
+    "DINOLoss",
+    "byol_loss_func",
+    "mocov2plus_loss_func",
+    "mocov3_loss_func",
+    "simclr_loss_func",
+    "simsiam_loss_func",
+]
+
+
+def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
+    """SimCLR with any number of views, or supervised: the positives' exponentials are summed inside the logarithm.
+
+        loss_i = −log(Σ_{j: id_j = id_i, j ≠ i} exp S_ij / Σ_{j ≠ i} exp S_ij),   S = z zᵀ / temperature
+
+    Args:
+        z: [N, D] embeddings of all views, normalised inside.
+        indexes: integers [N], equal for views of one image (or for images of one class).
+        temperature: number of any sign.
+
+    Returns:
+        The mean over anchors, with candidates of all ranks and over the anchors of all ranks under torch.distributed;
+        inf where an anchor has no positive.
+    """
+    z = unit_rows(z)
+    (keys, start), (ids, _) = gathered(z), gathered(indexes)
+    negatives = similarity_logsumexp(z, keys, scale=1 / temperature, q_labels=indexes, k_labels=ids)
+    i, j = matching_pairs(indexes, ids, start)
+    positives = logsumexp_by_anchor(pair_logits(z, keys, i, j, 1 / temperature), i, len(z))
+    losses = F.softplus(negatives - positives, threshold=40)
+    return mean_over_ranks(losses.sum(), len(losses))
+
+
+def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
+    """InfoNCE of queries [N, D] against their keys [N, D] and a queue [D, K], all of unit length; the mean."""
+    return queue_losses(query, key, queue.T, temperature).mean()
+
+
+def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
+    """InfoNCE of queries [N, D] against the keys [N, D] of all ranks, times 2 · temperature; normalised inside.
+
+    One direction; the caller adds the other. Keys of other ranks carry no gradient.
+    """
+    q, k = unit_rows(query), unit_rows(key)
+    every, start = gathered(k.detach() if world_size() > 1 else k)
+    positive = torch.arange(start, start + len(q), device=q.device)
+    d, _ = similarity_logsumexp(q, every, scale=1 / temperature, positive=positive)
+    losses = F.softplus(d, threshold=40)
+    return mean_over_ranks(losses.sum(), len(losses)) * (2 * temperature)
+
+
+def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
+    """2 − 2 · mean cos(p, z) along the last dimension; z gets no gradient. `simplified` changes the least norm."""
+    return 2 + 2 * simsiam_loss_func(p, z, simplified)
+
+
+def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
+    """−mean cos(p, z) along the last dimension; z gets no gradient. `simplified` changes the least norm."""
+    p, z = torch.broadcast_tensors(p, z.detach().to(p.dtype))
+    rows = (x.reshape(-1, x.shape[-1]) for x in (p, z))
+    return negative_cosine(*rows, eps=1e-8 if simplified else 1e-12)
+
+
+class DINOLoss(nn.Module):
+    """DINO's cross-entropy of both of the teacher's views with each other view of the student.
+
+    The caller sets `epoch`, which chooses the teacher's temperature. The centre, a buffer `center` [1, K], moves after
+    the loss by the mean over all ranks' teacher logits. Across ranks the value is the mean over all samples.
+
+    Args:
+        num_prototypes: K.
+        warmup_teacher_temp: temperature of epoch 0.
+        teacher_temp: temperature from epoch warmup_teacher_temp_epochs on.
+        warmup_teacher_temp_epochs: epochs of a linear way from one to the other.
+        num_epochs: length of the schedule.
+        student_temp: temperature of the student.
+        num_large_crops: views of the student.
+        center_momentum: weight of the centre's old value.
+    """
+
+    center: Tensor
+
+    def __init__(
+        self,
+        num_prototypes: int,
+        warmup_teacher_temp: float,
+        teacher_temp: float,
+        warmup_teacher_temp_epochs: int,
+        num_epochs: int,
+        student_temp: float = 0.1,
+        num_large_crops: int = 2,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.epoch = 0
+        self.student_temp = student_temp
+        self.center_momentum = center_momentum
+        self.num_large_crops = num_large_crops
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
+        warmup = np.linspace(warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
+        self.teacher_temp_schedule = np.append(warmup, np.full(num_epochs - warmup_teacher_temp_epochs, teacher_temp))
+
+    def forward(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
+        """The loss of logits [views · N, K] of the student and [2 · N, K] of the teacher, which gets no gradient.
+
+        Raises:
+            RuntimeError: rows that the views do not divide.
+            IndexError: an epoch beyond num_epochs.
+        """
+        loss, mean = distillation_loss(
+            student_output.unflatten(0, (self.num_large_crops, len(student_output) // self.num_large_crops)),
+            teacher_output.detach().to(student_output.dtype).unflatten(0, (2, len(teacher_output) // 2)),
+            student_temperature=self.student_temp,
+            teacher_temperature=float(self.teacher_temp_schedule[self.epoch]),
+            centre=self.center.flatten(),
+        )
+        self.center = moved(self.center, mean, self.center_momentum)
+        return loss
