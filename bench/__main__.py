@@ -17,15 +17,16 @@ from pathlib import Path
 
 from bench import page, results
 
+NAMES = ["contrast", "cosine", "masking", "reconstruction", "teacher", "step"]  # of bench_<name>.py
 SETTINGS = {"as it is": "0", "huge pages for all": "1"}  # of THP_MEM_ALLOC_ENABLE
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, two rounds, nothing is kept")
-    parser.add_argument("--only", help="an operation: contrast, masking, reconstruction or step; nothing is kept")
+    parser.add_argument("--only", choices=NAMES, help="one file of benchmarks; nothing is kept")
     options = parser.parse_args()
-    names = [options.only] if options.only else ["contrast", "masking", "reconstruction", "step"]
+    names = [options.only] if options.only else NAMES
 
     failed, rows, begin = [], [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
