@@ -13,9 +13,10 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 constexpr int64_t kValuesPerThread = 1 << 15;  // a thread for less costs more to wake than it saves
-constexpr int64_t kBlock = 1024;  // classes at a time: those of two teachers and a student stay in the first cache
-constexpr int64_t kGroups = 16;   // of rows, each with column sums of its own, so that threads do not decide the order
-constexpr int kChains = 4;        // sums in flight: one alone waits for each addition to end
+constexpr int64_t kBlock = 512;                // classes at a time, of every view: they stay in the first cache
+constexpr int64_t kAhead = 2 * kBlock;         // so much earlier are they asked for
+constexpr int64_t kGroups = 16;  // of rows, each with column sums of its own, so that threads do not decide the order
+constexpr int kChains = 4;       // sums in flight: one alone waits for each addition to end
 
 template <class T>
 constexpr int64_t kStep = kChains * kLanes<T>;
@@ -126,9 +127,18 @@ const E* row_of(const LogitViews& views, int64_t view, int64_t n) {
   return static_cast<const E*>(views.view[view].data) + n * views.view[view].stride;
 }
 
+// Brings what is kAhead classes further on into the second cache level: a block is too short for the hardware to
+// foresee the next one of its row.
+template <class E>
+HSV_INLINE void prefetch(const E* row, int64_t n) {
+  const int64_t line = 64 / static_cast<int64_t>(sizeof(E));
+  for (int64_t k = 0; k < n; k += line) __builtin_prefetch(row + kAhead + k, 0, 2);
+}
+
 // out = (row − centre) · scale over a block; returns the greatest.
 template <class T, class E>
 T scaled_block(const E* row, const T* centre, T scale, int64_t n, T* out) {
+  prefetch(row, n);
   if (centre == nullptr) return fill(out, n, [=](auto at) HSV_INLINE_LAMBDA { return at(row) * scale; });
   return fill(out, n, [=](auto at) HSV_INLINE_LAMBDA { return (at(row) - at(centre)) * scale; });
 }
@@ -286,6 +296,8 @@ struct Backward {
   void* const* gradients;
   const T *const centre, student_scale, teacher_scale;
   Scratch<T> own;
+  int64_t *const count, *const alike;  // of each student: how many teachers, and the first student that has the same
+  int64_t summed = -1;                 // the student whose target there is
 
   Backward(const DistillationProblem& problem, const DistillationSums& sums, void* const* gradients)
       : p(problem),
@@ -294,11 +306,17 @@ struct Backward {
         centre(static_cast<const T*>(p.centre)),
         student_scale(static_cast<T>(p.student_scale * kLog2E)),
         teacher_scale(static_cast<T>(p.teacher_scale * kLog2E)),
-        own(p) {}
+        own(p),
+        count(static_cast<int64_t*>(malloc(2 * p.student.count * sizeof(int64_t)))),
+        alike(count + p.student.count) {
+    for (int64_t s = 0; s < p.student.count; s++) find_teachers(s);
+  }
+  ~Backward() { free(count); }
 
   void row(int64_t i, T weight) {
     for (int64_t k = 0; k < p.student.classes; k += kBlock) {
       const int64_t left = p.student.classes - k, n = left < kBlock ? left : kBlock;
+      summed = -1;
       for (int64_t t = 0; t < p.teacher.count; t++) teacher_block(t, i, k, n);
       for (int64_t s = 0; s < p.student.count; s++)
         if (gradients[s]) student_block(s, i, k, n, weight);
@@ -306,6 +324,25 @@ struct Backward {
   }
 
  private:
+  void find_teachers(int64_t s) {
+    count[s] = 0;
+    for (int64_t j = 0; j < p.pairs; j++) count[s] += p.pair[j].student == s;
+    alike[s] = 0;
+    while (!same_teachers(alike[s], s)) alike[s]++;
+  }
+
+  // Whether the pairs name the same teachers, in the same order, for students a and b.
+  bool same_teachers(int64_t a, int64_t b) const {
+    if (count[a] != count[b]) return false;
+    int64_t i = 0, j = 0;
+    for (int64_t left = count[a]; left > 0; left--, i++, j++) {
+      while (p.pair[i].student != a) i++;
+      while (p.pair[j].student != b) j++;
+      if (p.pair[i].teacher != p.pair[j].teacher) return false;
+    }
+    return true;
+  }
+
   // own.teacher = q of classes [k, k + n).
   void teacher_block(int64_t t, int64_t i, int64_t k, int64_t n) {
     T* const q = own.teacher + t * kBlock;
@@ -316,15 +353,15 @@ struct Backward {
 
   void student_block(int64_t s, int64_t i, int64_t k, int64_t n, T weight) {
     E* const out = static_cast<E*>(gradients[s]) + i * p.student.classes + k;
-    const int64_t count = sum_teachers(s, n);
-    if (count == 0) {
+    if (count[s] == 0) {
       memset(static_cast<void*>(out), 0, n * sizeof(E));
       return;
     }
+    sum_teachers(s, n);
     // scaled as in the forward: a product within a multiply-add would not be the one that `greatest` is taken of
     scaled_block<T>(row_of<E>(p.student, s, i) + k, nullptr, student_scale, n, own.x);
     const T greatest = greatest_of(sums.student, s, i);
-    const T factor = static_cast<T>(count) / total_of(sums.student, p.student.count, s, i);
+    const T factor = static_cast<T>(count[s]) / total_of(sums.student, p.student.count, s, i);
     const auto gradient = [=, this](int64_t j) HSV_INLINE_LAMBDA {
       return weight * (factor * exp2(load(own.x + j) - greatest) - load(own.target + j));
     };
@@ -336,17 +373,18 @@ struct Backward {
     for (int64_t l = j; l < n; l++) narrow(rest[l - j], out + l);
   }
 
-  // own.target = Σ q over the teachers of student s; returns how many.
-  int64_t sum_teachers(int64_t s, int64_t n) {
-    int64_t count = 0;
+  // own.target = Σ q over the teachers of student s, which may be there already.
+  void sum_teachers(int64_t s, int64_t n) {
+    if (summed >= 0 && alike[s] == alike[summed]) return;
+    bool first = true;
     for (int64_t j = 0; j < p.pairs; j++) {
       if (p.pair[j].student != s) continue;
       const T* const q = own.teacher + p.pair[j].teacher * kBlock;
       for (int64_t k = 0; k < n; k += kLanes<T>)
-        store(own.target + k, count ? load(own.target + k) + load(q + k) : load(q + k));
-      count++;
+        store(own.target + k, first ? load(q + k) : load(own.target + k) + load(q + k));
+      first = false;
     }
-    return count;
+    summed = s;
   }
 
   T greatest_of(const void* of_views, int64_t v, int64_t i) const {
