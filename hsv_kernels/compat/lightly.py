@@ -70,7 +70,7 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The loss of embeddings [N, D] and [N, D], normalised inside."""
-        _check_two_views(out0, out1)
+        _check_two_views(out0, out1, self.memory_bank)
         gather = self.gather_distributed and world_size() > 1
         if self.memory_bank is not None:
             return self._against_bank(out0, out1, gather)
@@ -107,11 +107,18 @@ def _keep_bank(module: NTXentLoss, state_dict: dict[str, Tensor], prefix: str, *
             state_dict.setdefault(f"{prefix}memory_bank.{name}", buffer)
 
 
-def _check_two_views(out0: Tensor, out1: Tensor) -> None:
+def _check_two_views(out0: Tensor, out1: Tensor, bank: KeyQueue | None) -> None:
+    """Errors of the types that lightly's products and masks end in."""
     if out0.dim() != 2:
         raise ValueError(f"out0 must be [N, D]; got {list(out0.shape)}")
-    if out1.shape != out0.shape:
-        raise RuntimeError(f"out1 must have the shape of out0, {list(out0.shape)}; got {list(out1.shape)}")
+    width = out0.shape[1] if bank is None else bank.keys.shape[1]
+    if not len(out0) or out0.shape[1] != width or out1.shape[1:] != out0.shape[1:]:
+        raise RuntimeError(
+            f"out0 and out1 must be [N, {width}], N of 1 or more; got {list(out0.shape)} and {list(out1.shape)}"
+        )
+    if len(out1) != len(out0):
+        error = IndexError if bank is None else RuntimeError
+        raise error(f"out1 must have the {len(out0)} rows of out0; got {len(out1)}")
 
 
 class NegativeCosineSimilarity(nn.Module):
@@ -176,7 +183,7 @@ class DINOLoss(nn.Module):
         center_mode: "mean", the only one.
 
     Raises:
-        ValueError: another center_mode; no two different views.
+        ValueError: another center_mode.
     """
 
     center: Tensor
@@ -216,12 +223,21 @@ class DINOLoss(nn.Module):
             student_out: S tensors.
             teacher_temp: takes the place of both schedule and default.
             epoch: chooses from the schedule.
+
+        Raises:
+            ValueError: no two different views.
+            RuntimeError: views of other shapes than each other's or the centre's.
         """
         if len(teacher_out) * len(student_out) <= 1:
             raise ValueError(
                 f"DINOLoss needs two different views, of a teacher and a student; "
                 f"got {len(teacher_out)} of the teacher and {len(student_out)} of the student"
             )
+        for view in (*teacher_out, *student_out):
+            if view.shape != student_out[0].shape or view.shape[-1] != self.center.shape[-1]:
+                raise RuntimeError(
+                    f"each view must be {[*student_out[0].shape[:-1], self.center.shape[-1]]}; got {list(view.shape)}"
+                )
         if teacher_temp is None:
             warming = epoch is not None and epoch < self.warmup_teacher_temp_epochs
             teacher_temp = self.teacher_temp_schedule[epoch] if warming else self.teacher_temp

@@ -1,0 +1,124 @@
+"""hsv_kernels.compat.solo against solo-learn's formulas.
+
+solo-learn on the package index is years behind its repository and pins torch 1.9, so what stands here are the formulas
+of its version 1.0.6 in plain PyTorch, written out with the whole matrices.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from parity import assert_same, error_of, leaves
+from torch import Tensor
+
+from hsv_kernels.compat import solo
+
+
+def simclr(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
+    z = F.normalize(z, dim=-1)
+    similarity = (z @ z.T / temperature).exp()
+    equal = indexes[:, None] == indexes[None, :]
+    positive = (similarity * (equal & ~torch.eye(len(z), dtype=torch.bool))).sum(1)
+    negative = (similarity * ~equal).sum(1)
+    return -(positive / (positive + negative)).log().mean()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, -0.5])
+@pytest.mark.parametrize(
+    "indexes", [[0, 1, 2, 0, 1, 2], [0, 1, 2] * 4, [5, 5, 5, 9, 9, 7, 7, 9], [3, 3]], ids=["2", "4", "classes", "one"]
+)
+def test_simclr(indexes: list[int], temperature: float) -> None:
+    (z,) = leaves((len(indexes), 16))
+    assert_same(simclr, solo.simclr_loss_func, z, torch.tensor(indexes), temperature, rtol=1e-4)
+
+
+def test_simclr_where_an_anchor_has_no_positive() -> None:
+    (z,) = leaves((3, 16))
+    ids = torch.tensor([0, 0, 1])
+    assert solo.simclr_loss_func(z, ids) == simclr(z, ids) == torch.inf
+
+
+def test_simclr_at_temperatures_where_the_exponential_overflows() -> None:
+    (z,) = leaves((8, 16))
+    ids = torch.arange(8) % 4
+    assert simclr(z, ids, 0.01).isnan()
+    torch.testing.assert_close(
+        solo.simclr_loss_func(z, ids, 0.01), simclr(z.double(), ids, 0.01).float(), rtol=1e-4, atol=1e-5
+    )
+
+
+def mocov2plus(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
+    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long))
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("temperature", [0.1, -0.2])
+def test_mocov2plus(batch: int, temperature: float) -> None:
+    q, k, queue = (F.normalize(x, dim=1).detach() for x in leaves((batch, 16), (batch, 16), (32, 16)))
+    q, k = q.requires_grad_(), k.requires_grad_()
+    assert_same(mocov2plus, solo.mocov2plus_loss_func, q, k, queue.T.contiguous(), temperature)
+    assert_same(mocov2plus, solo.mocov2plus_loss_func, (2 * q).detach().requires_grad_(), k, queue.T, temperature)
+
+
+def test_mocov2plus_while_the_queue_is_overwritten() -> None:
+    q, k = leaves((4, 16), (4, 16))
+    queue = torch.randn(16, 32)
+    (expected,) = torch.autograd.grad(solo.mocov2plus_loss_func(q, k, queue), q)
+    loss = solo.mocov2plus_loss_func(q, k, queue)
+    queue.zero_()
+    torch.testing.assert_close(torch.autograd.grad(loss, q)[0], expected)
+
+
+def mocov3(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
+    logits = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / temperature
+    return 2 * temperature * F.cross_entropy(logits, torch.arange(len(query)))
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("temperature", [0.2, 1.0, -0.2])
+def test_mocov3(batch: int, temperature: float) -> None:
+    assert_same(mocov3, solo.mocov3_loss_func, *leaves((batch, 16), (batch, 16)), temperature)
+
+
+def cosine(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
+    if simplified:
+        return F.cosine_similarity(p, z.detach(), dim=-1).mean()
+    return (F.normalize(p, dim=-1) * F.normalize(z, dim=-1).detach()).sum(dim=-1).mean()
+
+
+@pytest.mark.parametrize("simplified", [True, False])
+@pytest.mark.parametrize("shape", [(1, 8), (6, 8), (2, 3, 8)])
+def test_byol_and_simsiam(shape: tuple[int, ...], simplified: bool) -> None:
+    x = leaves(shape, shape)
+    assert_same(lambda *a: 2 - 2 * cosine(*a), solo.byol_loss_func, *x, simplified)
+    assert_same(lambda *a: -cosine(*a), solo.simsiam_loss_func, *x, simplified)
+
+
+class DINO:
+    def __init__(self, schedule: list[float], crops: int, K: int) -> None:
+        self.schedule, self.crops, self.center = schedule, crops, torch.zeros(1, K)
+
+    def __call__(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
+        targets = ((teacher - self.center) / self.schedule[epoch]).softmax(-1).chunk(2)
+        logs = (student / 0.1).log_softmax(-1).chunk(self.crops)
+        pairs = [(t, s) for t in range(2) for s in range(self.crops) if t != s]
+        self.center = 0.9 * self.center + 0.1 * teacher.mean(0, keepdim=True)
+        return sum(-(targets[t] * logs[s]).sum(-1).mean() for t, s in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("crops", [2, 6])
+def test_dino_over_steps(crops: int) -> None:
+    loss = solo.DINOLoss(24, 0.03, 0.07, 3, 5, num_large_crops=crops)
+    original = DINO([0.03, 0.05, 0.07, 0.07, 0.07], crops, 24)
+
+    def step(student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
+        loss.epoch = epoch
+        return loss(student, teacher)
+
+    for epoch in range(5):
+        student, teacher = leaves((crops * 4, 24), (8, 24), seed=epoch)
+        assert_same(original, step, student, teacher.detach(), epoch)
+        torch.testing.assert_close(loss.center, original.center)
+    assert set(loss.state_dict()) == {"center"}
+    loss.epoch = 5
+    assert error_of(lambda: loss(student, teacher)) is IndexError
