@@ -14,7 +14,7 @@ import jsonargparse
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from hsv import __version__
-from hsv.config import Config, preset_named_in, preset_names, preset_path
+from hsv.config import Config, preset_files, preset_named_in, preset_names, preset_path
 
 __all__ = ["main"]
 
@@ -117,7 +117,7 @@ def _starting_point(arguments: list[str]) -> list[str]:
     known, _ = parser.parse_known_args(arguments)
     named = [preset for path in known.config if (preset := preset_named_in(path))]
     preset = known.preset or (named[-1] if named else None)
-    files = [str(preset_path(preset))] if preset else []
+    files = [str(path) for path in preset_files(preset)]
     if known.resume:
         files.append(str(Path(known.resume) / "config.yaml"))
         if not Path(files[-1]).is_file():

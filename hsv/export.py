@@ -28,7 +28,7 @@ def build_encoder(config: Config, *, pretrained: bool = False) -> Encoder:
         arguments,
         mean=tuple(config.input.mean),
         std=tuple(config.input.std),
-        pool=config.simclr.pool if "simclr" in config.objectives else "mean",
+        pool=getattr(config, config.objectives[0]).pool,
         drop_path=chosen.drop_path,
         pretrained=pretrained,
     )
@@ -64,6 +64,8 @@ def export_encoder(encoder: Encoder, folder: Path) -> str:
 def load_encoder(path: str | Path) -> Encoder:
     """The encoder of a run folder, a checkpoint or an encoder.safetensors beside its encoder.json, in evaluation mode.
 
+    Of a method with a momentum teacher it is the teacher's, unless the run's `run.export` is `student`.
+
     Raises ValueError if there is no encoder at `path`.
     """
     path = Path(path)
@@ -71,12 +73,8 @@ def load_encoder(path: str | Path) -> Encoder:
         return _load_exported(path)
     if find_checkpoint(path) is None and (path / "encoder.safetensors").is_file():
         return _load_exported(path / "encoder.safetensors")
-    checkpoint = read_checkpoint(path)
-    encoder = build_encoder(Config.from_dict(checkpoint["config"]))
-    prefix = "encoder."
-    weights = {key.removeprefix(prefix): value for key, value in checkpoint["model"].items() if key.startswith(prefix)}
-    encoder.load_state_dict(weights)
-    return encoder.eval()
+    config, hybrid = load_model(path)
+    return hybrid.exported(config.run.export)
 
 
 def load_model(path: str | Path) -> tuple[Config, Hybrid]:

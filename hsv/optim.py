@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from hsv.config import Config
+from hsv.schedules import Progress
 
-__all__ = ["adamw", "clipped_parameters", "learning_rate_factor", "set_learning_rate"]
+__all__ = ["adamw", "clipped_parameters", "learning_rate_factor", "set_learning_rate", "set_weight_decay"]
 
 UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "temperature")
 
@@ -26,11 +27,17 @@ def adamw(model: nn.Module, config: Config) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[_group_of(name, parameter)].append(parameter)
+    decay = {"matrices": settings.weight_decay, "vectors": 0.0, "weighting": 0.0}
     return torch.optim.AdamW(
         [
-            {"params": groups["matrices"], "base_lr": rate, "weight_decay": settings.weight_decay, "clipped": True},
-            {"params": groups["vectors"], "base_lr": rate, "weight_decay": 0.0, "clipped": True},
-            {"params": groups["weighting"], "base_lr": config.weighting.lr, "weight_decay": 0.0, "clipped": False},
+            {
+                "params": members,
+                "base_lr": config.weighting.lr if name == "weighting" else rate,
+                "weight_decay": decay[name],
+                "decayed": name == "matrices",
+                "clipped": name != "weighting",
+            }
+            for name, members in groups.items()
         ],
         lr=rate,
         betas=(settings.beta1, settings.beta2),
@@ -60,3 +67,12 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
     """Set every group to `factor` × its own top rate."""
     for group in optimiser.param_groups:
         group["lr"] = factor * group["base_lr"]
+
+
+def set_weight_decay(optimiser: torch.optim.Optimizer, config: Config, progress: Progress) -> None:
+    """Set the decay of the groups that have one to that of the present step."""
+    settings = config.optimiser
+    if settings.weight_decay_end is not None:
+        for group in optimiser.param_groups:
+            if group["decayed"]:
+                group["weight_decay"] = progress.cosine(settings.weight_decay, settings.weight_decay_end)

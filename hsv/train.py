@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,8 +25,9 @@ from hsv.data import Batch, Source, ViewLoader, default_workers, open_source, ph
 from hsv.export import build_encoder, export_encoder
 from hsv.initialise import initialise
 from hsv.monitor import MetricLog
-from hsv.objectives import Hybrid, build_hybrid
-from hsv.optim import adamw, clipped_parameters, learning_rate_factor, set_learning_rate
+from hsv.objectives import Hybrid, Objective, build_hybrid
+from hsv.optim import adamw, clipped_parameters, learning_rate_factor, set_learning_rate, set_weight_decay
+from hsv.schedules import Progress, capped
 from hsv.signals import StopSignals
 from hsv_kernels import use_backend
 
@@ -70,7 +71,10 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     config = copy.deepcopy(config)
     config.check()
     accelerator = Accelerator(
-        cpu=config.run.device == "cpu", mixed_precision="no", gradient_accumulation_steps=config.run.accumulate
+        cpu=config.run.device == "cpu",
+        mixed_precision="no",
+        gradient_accumulation_steps=config.run.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # queues and centres are equal anyway
     )
     if config.run.device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("run.device: got 'cuda', and torch sees no CUDA device; allowed: 'auto' or 'cpu'")
@@ -138,7 +142,7 @@ class Trainer:
                 failures |= {name: reason for batch in batches for name, reason in batch.failures}
                 bar.update(run.batch_size)
 
-                due = step % run.log_every == 0 or step == self.steps
+                due = step % run.log_every == 0 or step == self.steps or any(n.startswith("gradient/") for n in logs)
                 stopping = stop.agreed(self.accelerator, due)
                 saving = stopping or step % run.checkpoint_every == 0 or step == self.steps
                 if due or saving:
@@ -158,7 +162,10 @@ class Trainer:
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One optimiser step over its micro-batches; everything random in it is a function of (seed, step, rank)."""
         torch.manual_seed(_step_seed(self.config.run.seed, step, self.accelerator.process_index))
+        progress = Progress(step, self.steps, self.epoch)
         set_learning_rate(self.optimiser, learning_rate_factor(step, self.steps, self.warmup))
+        set_weight_decay(self.optimiser, self.config, progress)
+        self.hybrid.start_step(progress)
         logs = []
         for micro, batch in enumerate(batches):
             draw = step * len(batches) + micro
@@ -168,11 +175,13 @@ class Trainer:
                     loss, log = self.model(images, draw)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
+                    self.hybrid.before_update()
                     largest = self.config.optimiser.clip or math.inf
                     norm = self.accelerator.clip_grad_norm_(clipped_parameters(self.optimiser), largest)
                 self.optimiser.step()
                 self.optimiser.zero_grad()
             logs.append(log)
+        self.hybrid.after_update()
         mean = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
         return mean | {"gradient_norm": norm}
 
@@ -196,6 +205,7 @@ class Trainer:
         loader = ViewLoader(
             self.source,
             [view.spec for view in self.hybrid.views],
+            slots=[view.slot for view in self.hybrid.views],
             image_size=settings.image_size,
             channels=settings.channels,
             batch_size=run.batch_size // (run.accumulate * ranks),
@@ -226,7 +236,7 @@ class Trainer:
         everyones = dict(gather_object(list(failures.items())))
         call = ""
         if self.accelerator.is_main_process:
-            call = export_encoder(self.hybrid.encoder, self.run_dir)
+            call = export_encoder(self.hybrid.exported(self.config.run.export), self.run_dir)
             self._name_failures(everyones)
         self.accelerator.wait_for_everyone()
         speed = metrics.get("images_per_second", 0.0)
@@ -257,9 +267,13 @@ class Trainer:
             )
         if self.config.minutes:
             run.steps, self.config.minutes = self.measure(self.config.minutes), None
-        epoch = len(self.source) // run.batch_size
-        steps = run.steps or math.ceil(run.epochs * epoch)
-        return steps, min(round(self.config.optimiser.warmup_epochs * epoch), steps // 10)
+        steps = run.steps or math.ceil(run.epochs * self.epoch)
+        return steps, capped(self.config.optimiser.warmup_epochs, steps, self.epoch)
+
+    @property
+    def epoch(self) -> int:
+        """Steps of a pass over the data."""
+        return len(self.source) // self.config.run.batch_size
 
     def describe(self) -> str:
         """What is about to happen, with everything resolved."""
@@ -273,11 +287,22 @@ class Trainer:
             f"{self.steps:,} steps of {run.batch_size} images ({epochs:.1f} epochs), warm-up {self.warmup:,}, "
             f"learning rate {rate:g}, {precision} on {self.accelerator.num_processes} × {self.accelerator.device.type}",
         ]
-        if run.accumulate > 1 and "simclr" in self.hybrid.objectives:
+        for name, objective in self.hybrid.objectives.items():
+            lines += [f"{name}: {line}" for line in self.schedules(objective)]
+        if run.accumulate > 1:
             lines.append(
-                f"a micro-batch contrasts its own {run.batch_size // run.accumulate} images, not those of the step"
+                f"a micro-batch contrasts its own {run.batch_size // run.accumulate} images, not those of the step; "
+                "run.contrastive_chunks saves memory without that"
             )
         return "\n".join(lines)
+
+    def schedules(self, objective: Objective) -> list[str]:
+        """What an objective's own schedules come to in this run."""
+        lines = objective.schedule(self.steps, self.epoch)
+        if objective.momentum is not None:
+            rise = " → 1" if objective.momentum_rises else ""
+            lines = [f"teacher's momentum {objective.momentum:g}{rise}", *lines]
+        return lines
 
     def measure(self, minutes: float) -> int:
         """Steps that take `minutes`, from a rehearsal of about 3 % of that time, after which nothing has changed."""

@@ -59,9 +59,10 @@ class ViewLoader:
 
     Args:
         source: the images.
-        requests: one specification for each view; the position is the slot, so equal specifications give
-            different views.
-        image_size: pixels, or (height, width).
+        requests: one specification for each view.
+        slots: the stream of random numbers of each view, its position unless given. Views of one slot are cropped
+            alike as far as their specifications are alike; equal specifications in other slots are other crops.
+        image_size: pixels, or (height, width), of views whose specification has no size.
         channels: 1 or 3.
         batch_size: images per step on this rank.
         seed: of order and crops.
@@ -93,6 +94,7 @@ class ViewLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         cache_limit: int = CACHE_LIMIT,
+        slots: Sequence[int] | None = None,
     ) -> None:
         check_channels(channels)
         if not requests:
@@ -120,6 +122,7 @@ class ViewLoader:
         self.batches = ViewBatches(
             reader=ImageReader(source, channels, min_side_for(requests, size), cache_limit),
             requests=tuple(requests),
+            slots=tuple(range(len(requests)) if slots is None else slots),
             size=size,
             seed=seed,
             batch_size=batch_size,
@@ -141,6 +144,7 @@ class ViewBatches(Dataset):
 
     reader: ImageReader
     requests: tuple[ViewSpec, ...]
+    slots: tuple[int, ...]
     size: tuple[int, int]
     seed: int
     batch_size: int
@@ -158,8 +162,8 @@ class ViewBatches(Dataset):
             named = "; ".join(f"{name}: {reason}" for name, reason in failures[:5])
             raise RuntimeError(f"none of the {len(wanted)} images of step {step} can be decoded ({named}; …)")
         views = [
-            to_tensor(make_views(images, indices, spec, self.size, (self.seed, epoch, slot)))
-            for slot, spec in enumerate(self.requests)
+            to_tensor(make_views(images, indices, spec, size_of(spec, self.size), (self.seed, epoch, slot)))
+            for spec, slot in zip(self.requests, self.slots, strict=True)
         ]
         return Batch(step, epoch, torch.from_numpy(indices), views, failures)
 
@@ -269,10 +273,17 @@ def as_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return size
 
 
+def size_of(spec: ViewSpec, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a view in a run whose images have `size`."""
+    return size if spec.size is None else (spec.size, spec.size)
+
+
 def min_side_for(requests: Sequence[ViewSpec], size: tuple[int, int]) -> int:
     """Pixels that the shorter side of an image must keep so that the smallest crop is not enlarged."""
-    smallest = min(spec.crop_scale[0] / max(spec.crop_ratio[1], 1 / spec.crop_ratio[0]) for spec in requests)
-    return math.ceil(max(size) / math.sqrt(smallest))
+    return max(
+        math.ceil(max(size_of(s, size)) / math.sqrt(s.crop_scale[0] / max(s.crop_ratio[1], 1 / s.crop_ratio[0])))
+        for s in requests
+    )
 
 
 def default_workers(processes: int = 1) -> int:

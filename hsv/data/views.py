@@ -40,6 +40,7 @@ class ViewSpec:
         blur: probability of a Gaussian blur.
         blur_sigma: its smallest and largest standard deviation in pixels.
         solarize: probability that values of 0.5 and more are inverted.
+        size: side of the view in pixels; None = that of the other images of the run.
     """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -55,6 +56,7 @@ class ViewSpec:
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    size: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -65,6 +67,7 @@ class ViewSpec:
         for name in ("brightness", "contrast", "saturation"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("hue", 0 <= self.hue <= 0.5, "in [0, 0.5]")
+        self._check("size", self.size is None or (self.size >= 1 and self.size == int(self.size)), "at least 1 pixel")
         whole = self.shift >= 0 and self.shift == int(self.shift)
         self._check("shift", whole, "a whole number of pixels, at least 0")
         for name, top in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):

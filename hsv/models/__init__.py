@@ -2,6 +2,7 @@
 
 from hsv.models.decoder import Decoder
 from hsv.models.encoder import Encoder, Encoding
-from hsv.models.heads import SyncBatchNorm, projector
+from hsv.models.heads import Prototypes, SyncBatchNorm, mlp
+from hsv.models.teacher import teacher_of
 
-__all__ = ["Decoder", "Encoder", "Encoding", "SyncBatchNorm", "projector"]
+__all__ = ["Decoder", "Encoder", "Encoding", "Prototypes", "SyncBatchNorm", "mlp", "teacher_of"]

@@ -7,8 +7,10 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hsv.models.attention import choose_attention
 from hsv_kernels import gather_patches
@@ -87,31 +89,74 @@ class Encoder(nn.Module):
     def encode(self, images: Tensor, ids_keep: Tensor | None = None) -> Encoding:
         """Normalised images [B, C, H, W] to tokens, of the patches `ids_keep` [B, K] alone if given.
 
-        Patches that are not kept are never read, let alone embedded.
+        Patches that are not kept are never read, let alone embedded. Whole images give the bits that timm gives.
         """
-        count = self.vit.num_prefix_tokens + (self.num_patches if ids_keep is None else ids_keep.shape[1])
-        choose_attention(self.vit.blocks, count, images.device, training=self.training)
-        if ids_keep is None:
-            tokens = self.vit.forward_features(images)
-        else:
-            tokens = self.vit.norm(self.vit.blocks(self.vit.norm_pre(self._visible(images, ids_keep))))
-        return Encoding(tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :])
+        if ids_keep is not None:
+            return self.transform(self.with_prefix(*self.embed(images, ids_keep)))
+        choose_attention(
+            self.vit.blocks, self.vit.num_prefix_tokens + self.num_patches, images.device, training=self.training
+        )
+        return self._encoding(self.vit.forward_features(images))
 
-    def _visible(self, images: Tensor, ids_keep: Tensor) -> Tensor:
-        """Prefix tokens and embedded visible patches with their positions, [B, prefix + K, D]."""
+    def embed(self, images: Tensor, ids_keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embedded patches [B, K, D] of images of any size that patches divide, and their positions, alike.
+
+        `ids_keep` [B, K] chooses patches; without it K is all of them. Positions of images of another size than the
+        encoder's are resampled, as timm does.
+        """
         vit, embedding = self.vit, self.vit.patch_embed
-        pixels = gather_patches(images, ids_keep, self.patch_size)  # [B, K, p·q·C]
-        weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)  # the convolution's (c, p, q) as (p, q, c)
-        patches = embedding.norm(nn.functional.linear(pixels, weight, embedding.proj.bias))
+        if ids_keep is None:
+            patches = embedding.norm(embedding.proj(images).flatten(2).transpose(1, 2))
+        else:
+            pixels = gather_patches(images, ids_keep, self.patch_size)  # [B, K, p·q·C]
+            weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)  # the convolution's (c, p, q) as (p, q, c)
+            patches = embedding.norm(nn.functional.linear(pixels, weight, embedding.proj.bias))
+        positions = vit.pos_embed
+        if images.shape[2:] != self.image_size:
+            grid = [side // patch for side, patch in zip(images.shape[2:], self.patch_size, strict=True)]
+            positions = resample_abs_pos_embed(
+                positions,
+                grid,
+                embedding.grid_size,
+                num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
+            )
+        positions = positions[0] if vit.no_embed_class else positions[0, vit.num_prefix_tokens :]  # [L, D]
+        return patches, positions.expand(len(images), -1, -1) if ids_keep is None else positions[ids_keep]
 
-        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
-        prefix = torch.cat(prefix, 1)  # [1, prefix, D]
-        positions = vit.pos_embed[0]
+    def with_prefix(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Class and register tokens and the patches, with their positions: [B, prefix + K, D], the blocks' input."""
+        vit = self.vit
+        prefix = torch.cat([token for token in (vit.cls_token, vit.reg_token) if token is not None], 1)
         if not vit.no_embed_class:
-            prefix = prefix + positions[: vit.num_prefix_tokens]
-            positions = positions[vit.num_prefix_tokens :]
-        patches = patches + positions[ids_keep]
+            prefix = prefix + vit.pos_embed[:, : vit.num_prefix_tokens]
+        patches = patches + positions
         return vit.pos_drop(torch.cat([prefix.to(patches.dtype).expand(len(patches), -1, -1), patches], 1))
+
+    def transform(self, tokens: Tensor, attention_mask: Tensor | None = None, *, chunks: int = 1) -> Encoding:
+        """Blocks and final norm over embedded tokens [B, T, D].
+
+        Args:
+            tokens: of `with_prefix`.
+            attention_mask: bool [T, T], True where a row may look at a column.
+            chunks: parts of the batch that are encoded one after the other and, for their gradient, once more, so that
+                the activations of one part alone are in memory. Drop-path repeats itself.
+        """
+        choose_attention(self.vit.blocks, tokens.shape[1], tokens.device, training=self.training)
+        if chunks == 1 or not torch.is_grad_enabled():
+            return self._encoding(self._blocks(tokens, attention_mask))
+        parts = [
+            checkpoint(self._blocks, part, attention_mask, use_reentrant=False) for part in tokens.tensor_split(chunks)
+        ]
+        return self._encoding(torch.cat(parts))
+
+    def _blocks(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        x = self.vit.norm_pre(tokens)
+        for block in self.vit.blocks:
+            x = block(x) if attention_mask is None else block(x, attn_mask=attention_mask)
+        return self.vit.norm(x)
+
+    def _encoding(self, tokens: Tensor) -> Encoding:
+        return Encoding(tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :])
 
     def features(self, images: Tensor, pool: str | None = None) -> Tensor:
         """One vector per image, [B, D], of normalised images [B, C, H, W]."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hsv_kernels.distributed import all_reduce_sum, world_size
 
-__all__ = ["SyncBatchNorm", "projector"]
+__all__ = ["Prototypes", "SyncBatchNorm", "mlp"]
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
@@ -40,11 +45,39 @@ class SyncBatchNorm(nn.BatchNorm1d):
         self.running_var.lerp_(variance, momentum)
 
 
-def projector(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """The two-layer head of SimCLR: linear, batch normalisation, ReLU, linear."""
-    return nn.Sequential(
-        nn.Linear(in_dim, hidden_dim, bias=False),
-        SyncBatchNorm(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, out_dim),
-    )
+def mlp(
+    widths: Sequence[int],
+    *,
+    norm: bool = True,
+    last_norm: bool = False,
+    activation: Literal["relu", "gelu"] = "relu",
+) -> nn.Sequential:
+    """Linear layers through `widths`, batch normalisation and activation between them.
+
+    Args:
+        widths: of the input, of each hidden layer, and of the output.
+        norm: normalise hidden layers.
+        last_norm: normalise the output, without scale and shift (SimSiam, MoCo v3).
+        activation: after each hidden layer.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        layers.append(nn.Linear(before, after, bias=not norm))
+        if norm:
+            layers.append(SyncBatchNorm(after))
+        layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.GELU())
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
+    if last_norm:
+        layers.append(SyncBatchNorm(widths[-1], affine=False))
+    return nn.Sequential(*layers)
+
+
+class Prototypes(nn.Module):
+    """Cosines [N, K] of rows [N, D] with K learned directions: DINO's last layer, a weight-normed one of length 1."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, dim) * dim**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x.float(), dim=1), F.normalize(self.weight, dim=1))

@@ -1,8 +1,21 @@
 """What can be trained on the shared encoder: one file for each method, and `hybrid` for any set of them."""
 
-from hsv.objectives.hybrid import Hybrid, build_hybrid
+from hsv.objectives.hybrid import OBJECTIVES, Hybrid, build_hybrid
 from hsv.objectives.mae import MAE
-from hsv.objectives.request import Mask, Masked, Request, View
-from hsv.objectives.simclr import SimCLR
+from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.request import Causal, Drop, Encoded, Replace, Request, View
 
-__all__ = ["MAE", "Hybrid", "Mask", "Masked", "Request", "SimCLR", "View", "build_hybrid"]
+__all__ = [
+    "MAE",
+    "OBJECTIVES",
+    "Batch",
+    "Causal",
+    "Drop",
+    "Encoded",
+    "Hybrid",
+    "Objective",
+    "Replace",
+    "Request",
+    "View",
+    "build_hybrid",
+]

@@ -2,91 +2,162 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from hsv.config import Config
-from hsv.models import Encoder, Encoding
+from hsv.models import Encoder, teacher_of
 from hsv.monitor import feature_spread
+from hsv.objectives.byol import BYOL
+from hsv.objectives.dino import DINO
+from hsv.objectives.encode import Draw, encode
 from hsv.objectives.mae import MAE
-from hsv.objectives.request import Masked, Request, View
+from hsv.objectives.moco import MoCo
+from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.request import Request, View
 from hsv.objectives.simclr import SimCLR
+from hsv.objectives.simsiam import SimSiam
+from hsv.objectives.swav import SwAV
 from hsv.objectives.weighting import Weighting
-from hsv_kernels import random_masking
-from hsv_kernels.distributed import rank, world_size
+from hsv.schedules import Progress
+from hsv_kernels import update_teacher
+from hsv_kernels.distributed import world_size
 
-__all__ = ["Hybrid", "build_hybrid"]
+__all__ = ["OBJECTIVES", "Hybrid", "build_hybrid"]
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "dino": DINO,
+    "swav": SwAV,
+    "mae": MAE,
+}
+"""The objectives by their names in the configuration."""
 
 
 class Hybrid(nn.Module):
     """Encoder, objectives and the weighting of their losses as one module with one forward.
 
-    Each distinct (view, mask) is encoded once, whole views together in one batch.
+    Each distinct (view, mask) is encoded once, sequences of one length together in one batch. Objectives whose
+    teachers have one momentum and schedule share a momentum encoder.
+
+    Args:
+        encoder: the shared encoder.
+        objectives: by name, in the order of their losses.
+        weighting: makes one loss of theirs.
+        seed: of masks and noise.
+        chunks: parts in which a batch is encoded; see `Encoder.transform`.
     """
 
-    def __init__(self, encoder: Encoder, objectives: dict[str, nn.Module], weighting: Weighting, seed: int) -> None:
+    def __init__(
+        self, encoder: Encoder, objectives: dict[str, Objective], weighting: Weighting, seed: int, *, chunks: int = 1
+    ) -> None:
         super().__init__()
         self.encoder, self.objectives, self.weighting = encoder, nn.ModuleDict(objectives), weighting
-        self.seed = seed
-        self.requests = list(dict.fromkeys(r for objective in objectives.values() for r in objective.requests))
-        self.views = list(dict.fromkeys(request.view for request in self.requests))
+        self.seed, self.chunks = seed, chunks
+        self.requests = _distinct(objective.requests for objective in objectives.values())
+        self.teacher_requests = {
+            key: _distinct(o.teacher_requests for o in objectives.values() if _teacher_key(o) == key)
+            for key in dict.fromkeys(map(_teacher_key, objectives.values()))
+            if key is not None
+        }
+        self.teachers = nn.ModuleDict({key: teacher_of(encoder) for key in self.teacher_requests})
+        every = [self.requests, *self.teacher_requests.values()]
+        self.views = list(dict.fromkeys(request.view for requests in every for request in requests))
+        self.start_step(Progress(0, 1, 1))
+
+    def train(self, mode: bool = True) -> Hybrid:
+        """Momentum encoders stay as they are evaluated: without drop-path."""
+        super().train(mode)
+        self.teachers.eval()
+        return self
 
     def forward(self, images: list[Tensor], draw: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and logs of a batch.
 
         Args:
             images: one normalised [B, C, H, W] for each of `views`.
-            draw: number of the micro-batch since the start of the run; masks are a function of it.
+            draw: number of the micro-batch since the start of the run; masks and noise are a function of it.
         """
         by_view = dict(zip(self.views, images, strict=True))
-        encodings = self.encode(by_view, draw)
+        student = self.encode(by_view, draw)
+        teachers = self.encode_with_teachers(by_view, draw)
         batch, logs, relative = len(images[0]) * world_size(), {}, []
         for name, objective in self.objectives.items():
-            loss = objective(encodings, by_view)
+            loss = objective(Batch(by_view, student, teachers.get(_teacher_key(objective), {}), draw))
             relative.append(loss / (objective.chance(batch) or 1.0))
             logs[f"loss/{name}"] = loss.detach()
+        if self.weighting.measures(self.progress):
+            logs |= self.weighting.measure(relative, [p for p in self.encoder.parameters() if p.requires_grad])
         total = self.weighting(torch.stack(relative))
         logs["loss/total"] = total.detach()
         logs |= dict(zip((f"weight/{name}" for name in self.objectives), self.weighting.weights(), strict=True))
-        logs["feature_spread"] = feature_spread(encodings[self.requests[0]].pool(self.encoder.pool))
+        logs["feature_spread"] = feature_spread(student[self.requests[0]].pool(self.encoder.pool))
         return total, logs
 
-    def encode(self, images: dict[View, Tensor], draw: int) -> dict[Request, Encoding]:
-        """The encoding of every distinct request."""
-        whole = [request for request in self.requests if request.mask is None]
-        encodings = self._encode_whole([images[request.view] for request in whole])
-        result: dict[Request, Encoding] = dict(zip(whole, encodings, strict=True))
-        for number, request in enumerate(r for r in self.requests if r.mask is not None):
-            result[request] = self._encode_masked(images[request.view], request, draw, number)
-        return result
+    def encode(self, images: dict[View, Tensor], draw: int) -> dict[Request, Any]:
+        """The student's encoding of every distinct request."""
+        return encode(self.encoder, self.requests, images, Draw(self.seed, draw), self.objectives, chunks=self.chunks)
 
-    def _encode_whole(self, views: list[Tensor]) -> list[Encoding]:
-        if not views:
-            return []
-        joint = self.encoder.encode(torch.cat(views))
-        sizes = [len(view) for view in views]
-        return [Encoding(*parts) for parts in zip(joint.cls.split(sizes), joint.patches.split(sizes), strict=True)]
+    @torch.no_grad()
+    def encode_with_teachers(self, images: dict[View, Tensor], draw: int) -> dict[str, dict[Request, Any]]:
+        """Every momentum encoder's encodings."""
+        return {
+            key: encode(self.teachers[key], requests, images, Draw(self.seed, draw), self.objectives)
+            for key, requests in self.teacher_requests.items()
+        }
 
-    def _encode_masked(self, images: Tensor, request: Request, draw: int, number: int) -> Masked:
-        ids_keep, ids_restore, mask = random_masking(
-            len(images),
-            self.encoder.num_patches,
-            mask_ratio=request.mask.ratio,
-            seed=self.seed + number,
-            offset=draw,
-            first_index=rank() * len(images),
-            device=images.device,
-        )
-        visible = self.encoder.encode(images, ids_keep)
-        return Masked(visible.cls, visible.patches, ids_restore, mask)
+    def start_step(self, progress: Progress) -> None:
+        """Set where the run is, which schedules are functions of."""
+        self.progress = progress
+        for objective in self.objectives.values():
+            objective.progress = progress
+
+    def before_update(self) -> None:
+        """What objectives do between the backward pass and the optimiser's step."""
+        for objective in self.objectives.values():
+            objective.before_update()
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Move the teachers, once an optimiser's step is done."""
+        moved = set()
+        for objective in self.objectives.values():
+            objective.after_update()
+            objective.update_teacher_heads()
+            key = _teacher_key(objective)
+            if key is not None and key not in moved:
+                update_teacher(self.teachers[key], self.encoder, objective.teacher_momentum())
+                moved.add(key)
+
+    def exported(self, which: str) -> Encoder:
+        """The encoder that a run leaves: the first objective's momentum encoder that there is, or the student."""
+        if which == "student" or not self.teachers:
+            return self.encoder
+        return next(iter(self.teachers.values()))
+
+
+def _distinct(requests: Iterable[Sequence[Request]]) -> list[Request]:
+    return list(dict.fromkeys(request for some in requests for request in some))
+
+
+def _teacher_key(objective: Objective) -> str | None:
+    """Name of the momentum encoder that an objective needs, free of the dots that module names cannot have."""
+    if objective.momentum is None:
+        return None
+    return f"{objective.momentum:g}{'' if objective.momentum_rises else '_constant'}".replace(".", "_")
 
 
 def build_hybrid(config: Config, encoder: Encoder) -> Hybrid:
     """The module that `config.objectives` describes."""
-    objectives: dict[str, nn.Module] = {}
-    if "simclr" in config.objectives:
-        objectives["simclr"] = SimCLR(encoder, config.simclr)
-    if "mae" in config.objectives:
-        shared = objectives["simclr"].requests[0].view if "simclr" in objectives else None
-        objectives["mae"] = MAE(encoder, config.mae, shared)
-    return Hybrid(encoder, objectives, Weighting(list(objectives), config.weighting), config.run.seed)
+    objectives: dict[str, Objective] = {}
+    for name in sorted(config.objectives, key=lambda name: (name == "mae", config.objectives.index(name))):
+        objectives[name] = OBJECTIVES[name](encoder, config, objectives)
+    objectives = {name: objectives[name] for name in config.objectives}
+    weighting = Weighting(objectives, config.weighting)
+    return Hybrid(encoder, objectives, weighting, config.run.seed, chunks=config.run.contrastive_chunks)

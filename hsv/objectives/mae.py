@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hsv.config import MAEConfig
-from hsv.models import Decoder, Encoder, Encoding
-from hsv.objectives.request import Mask, Masked, Request, View
+from hsv.config import Config
+from hsv.models import Decoder, Encoder
+from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.request import Drop, Request, View
 from hsv_kernels import denormalise_patches, masked_mse, random_masking
 from hsv_kernels.distributed import rank_mean
 
 __all__ = ["MAE"]
 
 
-class MAE(nn.Module):
-    """A shallow decoder over the visible tokens of one masked view, and the mean squared error of removed patches.
+class MAE(Objective):
+    """A shallow decoder over the visible tokens of one masked view, and the mean squared error of removed patches,
 
-    Args:
-        encoder: the shared encoder, for its shapes.
-        config: mask, decoder and target.
-        shared: the view to reconstruct when it is not MAE's own.
+        loss = mean over removed patches of ‖pred − target‖² / pixels,  target normalised per patch
+
+    Beside other objectives the view is by default the first of theirs, with its colours changed: one view less to make.
     """
 
-    def __init__(self, encoder: Encoder, config: MAEConfig, shared: View | None) -> None:
+    def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
         super().__init__()
-        self.config, self.patch_size = config, encoder.patch_size
-        self.view = shared if shared is not None and config.view == "shared" else View(config.own_view, 0)
-        self.requests = [Request(self.view, Mask(config.mask_ratio))]
+        self.config, self.patch_size = config.mae, encoder.patch_size
+        self.view = View(self.config.own_view, 0)
+        if others and self.config.view == "shared":
+            self.view = next(iter(others.values())).requests[0].view
+        self.requests = [Request(self.view, Drop(self.config.mask_ratio))]
         p, q = self.patch_size
         self.decoder = Decoder(
             encoder.dim,
             encoder.num_patches,
-            dim=config.decoder_dim,
-            depth=config.decoder_depth,
-            heads=config.heads,
+            dim=self.config.decoder_dim,
+            depth=self.config.decoder_depth,
+            heads=self.config.heads,
             out_dim=p * q * encoder.channels,
         )
 
-    def forward(self, encodings: dict[Request, Encoding], images: dict[View, Tensor]) -> Tensor:
-        """The masked view's encoding to the loss."""
-        visible: Masked = encodings[self.requests[0]]
+    def forward(self, batch: Batch) -> Tensor:
+        visible = batch.student[self.requests[0]]
         pred = self.decoder(visible.patches, visible.ids_restore)  # [B, L, p·q·C]
-        target = images[self.view]
+        target = batch.images[self.view]
         loss = masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
         return rank_mean(loss, len(target))
 
-    @staticmethod
-    def chance(batch: int) -> float:
-        """The loss of predicting each normalised patch by its mean."""
+    def chance(self, batch: int) -> float:
+        """1: each normalised patch predicted by its mean."""
         return 1.0
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 from hsv.data.views import ViewSpec
 from hsv.models.encoder import Encoding
 
-__all__ = ["Mask", "Masked", "Request", "View"]
+__all__ = ["Causal", "Drop", "Encoded", "Replace", "Request", "View"]
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,52 @@ class View:
 
 
 @dataclass(frozen=True)
-class Mask:
+class Drop:
     """Random removal of a share `ratio` of the patches, before they are embedded."""
 
     ratio: float
 
 
 @dataclass(frozen=True)
+class Replace:
+    """The mask token of the objective `owner` in place of some patches, which ones being the objective's choice."""
+
+    owner: str
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Every patch kept, but each sees only the class token and the patches of its own and earlier rows."""
+
+
+@dataclass(frozen=True)
 class Request:
-    """The encoding of a view, whole or masked."""
+    """The encoding of a view, whole or masked, of its pixels or of pixels with Gaussian noise.
+
+    noise: largest standard deviation of the noise, in units of the normalised image.
+    noise_drawn: each image's deviation is uniform in [0, noise] instead of `noise`.
+    """
 
     view: View
-    mask: Mask | None = None
+    mask: Drop | Replace | Causal | None = None
+    noise: float = 0.0
+    noise_drawn: bool = False
 
 
 @dataclass
-class Masked(Encoding):
-    """The encoding of the visible patches, with `ids_restore` [B, L] int64 and `mask` [B, L] (1 = removed)."""
+class Encoded(Encoding):
+    """The encoding of a request, and what was done to its images on the way.
 
-    ids_restore: Tensor
-    mask: Tensor
+    Attributes:
+        ids_restore: int64 [B, L], the place of each patch in [kept, removed] (Drop).
+        mask: [B, L], 1 = removed or replaced (Drop, Replace).
+        embedded: [B, L, D], patches before position and attention (Causal).
+        noise: [B, C, H, W], what was added to the normalised image.
+        noise_level: [B], its standard deviation.
+    """
+
+    ids_restore: Tensor | None = None
+    mask: Tensor | None = None
+    embedded: Tensor | None = None
+    noise: Tensor | None = None
+    noise_level: Tensor | None = None

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hsv.config import WeightingConfig
+from hsv.objectives.objective import Objective
+from hsv.schedules import Progress
+from hsv_kernels.distributed import all_reduce_sum, world_size
 
 __all__ = ["Weighting"]
 
-BOUND = 4.0  # learned weights lie in [1 / BOUND, BOUND]
+BOUND = 4.0  # weights that are found lie in [1 / BOUND, BOUND]
+MEMORY = 0.5  # of the mean of gradient norms, per measurement
 
 
 class Weighting(nn.Module):
@@ -22,17 +27,37 @@ class Weighting(nn.Module):
         total = Σ_i exp(−s_i) · L_i + s_i
 
     whose minimum over s_i is a weight of 1 / L_i; the bound keeps it in [1/4, 4] without a dead gradient.
-    `fixed` multiplies by given numbers. A single objective has weight 1.
+    `gradient_norm` (after Chen et al. 2018, arXiv:1711.02257) measures n_i = ‖∂L_i / ∂encoder‖ every so many steps and
+    weights by the geometric mean of the norms over n_i, within the same bounds. `fixed` multiplies by given numbers.
+    A single objective has weight 1.
+
+    Args:
+        objectives: by name.
+        config: which of them.
+
+    Raises:
+        ValueError: `uncertainty` for a loss that it would let collapse.
     """
 
-    def __init__(self, names: list[str], config: WeightingConfig) -> None:
+    def __init__(self, objectives: Mapping[str, Objective], config: WeightingConfig) -> None:
         super().__init__()
-        self.names = names
-        self.learned = config.kind == "uncertainty" and len(names) > 1
-        fixed = [1.0 if len(names) == 1 else config.fixed.get(name, 1.0) for name in names]
+        self.names, self.every, several = list(objectives), config.measure_every, len(objectives) > 1
+        others = [name for name, objective in objectives.items() if not objective.error]
+        if config.kind == "uncertainty" and several and others:
+            raise ValueError(
+                f"weighting.kind: got 'uncertainty' with {', '.join(others)}, whose loss collapse can satisfy; "
+                "allowed: 'gradient_norm' or 'fixed'"
+            )
+        kind = config.kind
+        if kind == "auto":
+            kind = "gradient_norm" if others else "uncertainty"
+        self.kind = kind if several else "fixed"
+        fixed = [config.fixed.get(name, 1.0) if several else 1.0 for name in self.names]
         self.register_buffer("fixed", torch.tensor(fixed), persistent=False)
-        if self.learned:
-            self.u = nn.Parameter(torch.zeros(len(names)))
+        if self.kind == "uncertainty":
+            self.u = nn.Parameter(torch.zeros(len(self.names)))
+        if self.kind == "gradient_norm":
+            self.register_buffer("log_norms", torch.full((len(self.names),), torch.nan))
 
     def log_scales(self) -> Tensor:
         """s, one per objective."""
@@ -40,11 +65,42 @@ class Weighting(nn.Module):
 
     def weights(self) -> Tensor:
         """Current weight of each objective, without gradient."""
-        return torch.exp(-self.log_scales().detach()) if self.learned else self.fixed
+        if self.kind == "uncertainty":
+            return torch.exp(-self.log_scales().detach())
+        if self.kind == "gradient_norm":
+            balanced = torch.exp(self.log_norms.mean() - self.log_norms).clamp(1 / BOUND, BOUND)
+            return balanced.nan_to_num(1.0)  # before the first measurement
+        return self.fixed
 
     def forward(self, losses: Tensor) -> Tensor:
         """Losses relative to chance, one per objective, to the scalar that is differentiated."""
-        if not self.learned:
-            return (self.fixed * losses).sum()
+        if self.kind != "uncertainty":
+            return (self.weights() * losses).sum()
         scales = self.log_scales()
         return (torch.exp(-scales) * losses + scales).sum()
+
+    def measures(self, progress: Progress) -> bool:
+        """Whether gradients are measured in this step: the first, and then every so many."""
+        due = progress.step == 0 or (progress.step + 1) % self.every == 0
+        return self.training and torch.is_grad_enabled() and len(self.names) > 1 and due
+
+    def measure(self, losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Norm of each relative loss's gradient on the encoder, and the cosine of each pair, averaged over ranks."""
+        gradients = [_flat_gradient(loss, parameters) for loss in losses]
+        norms = torch.stack([gradient.norm() for gradient in gradients])
+        if self.kind == "gradient_norm":
+            now = norms.clamp_min(torch.finfo(norms.dtype).tiny).log()
+            self.log_norms.copy_(torch.where(self.log_norms.isnan(), now, torch.lerp(now, self.log_norms, MEMORY)))
+        logs = {f"gradient/{name}": norm for name, norm in zip(self.names, norms, strict=True)}
+        for i, one in enumerate(self.names):
+            for j in range(i):
+                cosine = gradients[i] @ gradients[j] / (norms[i] * norms[j])
+                logs[f"gradient_cosine/{self.names[j]}·{one}"] = cosine
+        return logs
+
+
+def _flat_gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient of the mean over ranks, as one vector."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    return all_reduce_sum(torch.cat([part.flatten() for part in parts])) / world_size()

@@ -35,7 +35,7 @@ def test_visible_patches_are_the_full_embedding_indexed(channels, size, patch, n
     full = encoder.vit._pos_embed(encoder.vit.patch_embed(images))
     prefix, patches = full[:, :3], full[:, 3:]
     expected = torch.cat([prefix, patches.gather(1, ids_keep[..., None].expand(-1, -1, 32))], 1)
-    torch.testing.assert_close(encoder._visible(images, ids_keep), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder.with_prefix(*encoder.embed(images, ids_keep)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_all_patches_visible_give_the_whole_encoding():

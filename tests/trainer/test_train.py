@@ -160,7 +160,7 @@ def masks_of_position(batch: int, num_patches: int, **others) -> tuple[torch.Ten
 
 def test_accumulated_micro_batches_average_their_gradients(tmp_path, monkeypatch):
     """With MAE alone, whose loss is a mean over images, two micro-batches equal one batch of both."""
-    monkeypatch.setattr("hsv.objectives.hybrid.random_masking", masks_of_position)
+    monkeypatch.setattr("hsv.objectives.encode.random_masking", masks_of_position)
     monkeypatch.setattr("hsv.train.photometric", lambda views, spec, key, mean, std: normalise(views, mean, std))
     for name, accumulate in (("one", 1), ("two", 2)):
         config = tiny_config(tmp_path / name, steps=3, accumulate=accumulate, precision="fp32")

@@ -1,0 +1,64 @@
+"""DINO: self-distillation without labels, over crops of two sizes (Caron et al. 2021, arXiv:2104.14294)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hsv.config import Config
+from hsv.models import Encoder, teacher_of
+from hsv.objectives.crops import local_requests
+from hsv.objectives.distillation import Distillation, distillation_head
+from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.request import Request, View
+
+__all__ = ["DINO"]
+
+
+class DINO(Objective):
+    """With q the momentum encoder's distribution over K prototypes for a large crop, sharpened by τ_t and centred, and
+    p the student's for any other crop,
+
+        loss = mean over pairs of crops, mean_i −Σ_k q_ik log p_ik
+
+    Optimiser: AdamW with the shared rates; the decay of the weights rises along a cosine in the presets, as published.
+    Temperature warm-up (30 epochs) and the frozen prototypes (1 epoch) are at most a tenth of the run.
+    """
+
+    error = False
+
+    def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
+        super().__init__()
+        self.config, self.momentum = config.dino, config.dino.momentum
+        specs = self.config.global_view, self.config.second_global_view
+        self.teacher_requests = [Request(View(spec, slot)) for slot, spec in enumerate(specs)]
+        small = local_requests(encoder, self.config.local_view, self.config.num_locals)
+        self.requests = [*self.teacher_requests, *small]
+        self.head = distillation_head(encoder.dim, self.config)
+        self.teacher_head = teacher_of(self.head)
+        self.distillation = Distillation(self.config, self.config.out_dim)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = [batch.student[request].pool(self.config.pool) for request in self.requests]
+        student = self.head(torch.cat(pooled)).unflatten(0, (len(self.requests), -1))  # [S, B, K]
+        with torch.no_grad():
+            pooled = [batch.teacher[request].pool(self.config.pool) for request in self.teacher_requests]
+            teacher = self.teacher_head(torch.cat(pooled)).unflatten(0, (2, -1))  # [2, B, K]
+        return self.distillation(student, teacher, self.progress)
+
+    def chance(self, batch: int) -> float:
+        """ln K: every prototype as likely."""
+        return math.log(self.config.out_dim)
+
+    def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield self.teacher_head, self.head
+
+    def before_update(self) -> None:
+        if self.progress.within(self.config.freeze_last_epochs):
+            self.head[-1].weight.grad = None
+
+    def schedule(self, steps: int, epoch: int) -> list[str]:
+        return self.distillation.schedule(steps, epoch)

@@ -1,0 +1,94 @@
+"""What DINO and iBOT share: the head, the centre of the teacher's logits and the schedule of its temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hsv.models import Prototypes, mlp
+from hsv.schedules import Progress, capped
+from hsv_kernels.distributed import distillation_loss, sinkhorn_centre
+
+__all__ = ["Distillation", "distillation_head"]
+
+
+class DistillationSettings(Protocol):
+    """The settings that `Distillation` and its head read."""
+
+    hidden_dim: int
+    bottleneck_dim: int
+    out_dim: int
+    student_temperature: float
+    teacher_temperature_start: float
+    teacher_temperature: float
+    teacher_temperature_epochs: float
+    centring: str
+    centre_momentum: float
+    freeze_last_epochs: float
+
+
+def distillation_head(dim: int, config: DistillationSettings) -> nn.Sequential:
+    """Three layers, a bottleneck on the unit sphere, and prototypes: [N, dim] → logits [N, K] in [−1, 1]."""
+    layers = mlp([dim, config.hidden_dim, config.hidden_dim, config.bottleneck_dim], norm=False, activation="gelu")
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return layers.append(Prototypes(config.bottleneck_dim, config.out_dim))
+
+
+class Distillation(nn.Module):
+    """Cross-entropy against a sharpened and centred teacher, with the centre as its state.
+
+    Args:
+        config: temperatures and centring.
+        count: K, logits of a row.
+    """
+
+    def __init__(self, config: DistillationSettings, count: int) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("centre", torch.zeros(count))
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        progress: Progress,
+        *,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Student logits [S, N, K] and teacher logits [T, N, K] to the loss; see `hsv_kernels.distillation_loss`."""
+        temperature = self.teacher_temperature(progress)
+        centre = self.centre
+        if self.config.centring == "sinkhorn":
+            centre = sinkhorn_centre(teacher, temperature)
+        loss, teacher_mean = distillation_loss(
+            student,
+            teacher,
+            student_temperature=self.config.student_temperature,
+            teacher_temperature=temperature,
+            centre=centre,
+            pairs=pairs,
+            weights=weights,
+        )
+        if self.training and self.config.centring == "mean":
+            with torch.no_grad():
+                self.centre = torch.lerp(teacher_mean.float(), self.centre, self.config.centre_momentum)
+        return loss
+
+    def teacher_temperature(self, progress: Progress) -> float:
+        """τ_t of the present step."""
+        start, end = self.config.teacher_temperature_start, self.config.teacher_temperature
+        return start + (end - start) * progress.ramp(self.config.teacher_temperature_epochs)
+
+    def schedule(self, steps: int, epoch: int) -> list[str]:
+        """The temperature's warm-up and the frozen prototypes, in steps."""
+        warmup = capped(self.config.teacher_temperature_epochs, steps, epoch)
+        frozen = capped(self.config.freeze_last_epochs, steps, epoch)
+        start, end = self.config.teacher_temperature_start, self.config.teacher_temperature
+        return [f"teacher's temperature {start:g} → {end:g} over {warmup:,} steps, prototypes fixed for {frozen:,}"]

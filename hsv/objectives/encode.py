@@ -1,0 +1,113 @@
+"""Serving requests: each is prepared by itself, and sequences of one length go through the blocks as one batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hsv.data.hashing import hash_key
+from hsv.models import Encoder
+from hsv.objectives.request import Causal, Drop, Encoded, Replace, Request, View
+from hsv_kernels import random_masking
+from hsv_kernels.distributed import rank
+
+if TYPE_CHECKING:
+    from hsv.objectives.objective import Objective
+
+__all__ = ["Draw", "encode"]
+
+
+class Draw(NamedTuple):
+    """What the random numbers of a batch are a function of."""
+
+    seed: int
+    number: int
+    """Of the micro-batch since the start of the run."""
+
+
+def encode(
+    encoder: Encoder,
+    requests: Sequence[Request],
+    images: dict[View, Tensor],
+    draw: Draw,
+    owners: dict[str, Objective],
+    *,
+    chunks: int = 1,
+) -> dict[Request, Encoded]:
+    """The encoding of each request.
+
+    Args:
+        encoder: student or momentum encoder.
+        requests: without duplicates. Their order decides their random numbers.
+        images: [B, C, H, W] of each view, normalised.
+        draw: number of the batch.
+        owners: the objectives by name, who choose the patches that are replaced.
+        chunks: see `Encoder.transform`.
+    """
+    tokens: dict[Request, Tensor] = {}
+    results: dict[Request, Encoded] = {}
+    for number, request in enumerate(requests):
+        tokens[request], results[request] = prepare(encoder, request, images[request.view], draw, number, owners)
+    groups: dict[tuple[int, bool], list[Request]] = defaultdict(list)
+    for request in requests:
+        groups[tokens[request].shape[1], isinstance(request.mask, Causal)].append(request)
+    for (_, causal), members in groups.items():
+        mask = causal_mask(encoder, images[members[0].view]) if causal else None
+        joint = encoder.transform(torch.cat([tokens.pop(member) for member in members]), mask, chunks=chunks)
+        sizes = [len(images[member.view]) for member in members]
+        for member, cls, patches in zip(members, joint.cls.split(sizes), joint.patches.split(sizes), strict=True):
+            results[member].cls, results[member].patches = cls, patches
+    return results
+
+
+def prepare(
+    encoder: Encoder, request: Request, images: Tensor, draw: Draw, number: int, owners: dict[str, Objective]
+) -> tuple[Tensor, Encoded]:
+    """The blocks' input for a request, and its result but for the tokens."""
+    result = Encoded(None, None)
+    if request.noise:
+        result.noise, result.noise_level = gaussian_noise(images, request, draw, number)
+        images = images + result.noise
+    first_index = rank() * len(images)
+    ids_keep = None
+    if isinstance(request.mask, Drop):
+        ids_keep, result.ids_restore, result.mask = random_masking(
+            len(images),
+            encoder.num_patches,
+            mask_ratio=request.mask.ratio,
+            seed=draw.seed + number,
+            offset=draw.number,
+            first_index=first_index,
+            device=images.device,
+        )
+    patches, positions = encoder.embed(images, ids_keep)
+    if isinstance(request.mask, Replace):
+        chosen, token = owners[request.mask.owner].replaced(request, len(images), first_index, draw.number)
+        result.mask = chosen.to(patches.dtype)
+        patches = torch.where(chosen[..., None], token.to(patches.dtype), patches)
+    if isinstance(request.mask, Causal):
+        result.embedded = patches
+    return encoder.with_prefix(patches, positions), result
+
+
+def gaussian_noise(images: Tensor, request: Request, draw: Draw, number: int) -> tuple[Tensor, Tensor]:
+    """Noise [B, C, H, W] and its standard deviations [B], a function of the draw and the rank alone."""
+    generator = torch.Generator(images.device)
+    generator.manual_seed(int(hash_key((draw.seed, draw.number, number, rank()))[0] >> 1))
+    level = torch.full((len(images),), request.noise, device=images.device)
+    if request.noise_drawn:
+        level = level * torch.rand(len(images), generator=generator, device=images.device)
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return noise * level[:, None, None, None], level
+
+
+def causal_mask(encoder: Encoder, images: Tensor) -> Tensor:
+    """bool [T, T]: patches look at prefix tokens and at rows up to their own, prefix tokens at themselves."""
+    rows, columns = (side // patch for side, patch in zip(images.shape[2:], encoder.patch_size, strict=True))
+    prefix = torch.full((encoder.vit.num_prefix_tokens,), -1)
+    order = torch.cat([prefix, torch.arange(rows).repeat_interleave(columns)]).to(images.device)
+    return order[:, None] >= order
