@@ -61,8 +61,12 @@ class Distillation(nn.Module):
         *,
         pairs: Sequence[tuple[int, int]] | None = None,
         weights: Tensor | None = None,
+        samples: int | None = None,
     ) -> Tensor:
-        """Student logits [S, N, K] and teacher logits [T, N, K] to the loss; see `hsv_kernels.distillation_loss`."""
+        """Student logits [S, N, K] and teacher logits [T, N, K] to the loss of all ranks.
+
+        The other arguments are those of `hsv_kernels.distributed.distillation_loss`.
+        """
         temperature = self.teacher_temperature(progress)
         centre = self.centre
         if self.config.centring == "sinkhorn":
@@ -75,10 +79,11 @@ class Distillation(nn.Module):
             centre=centre,
             pairs=pairs,
             weights=weights,
+            samples=samples,
         )
         if self.training and self.config.centring == "mean":
-            with torch.no_grad():
-                self.centre = torch.lerp(teacher_mean.float(), self.centre, self.config.centre_momentum)
+            # A new tensor: the backward pass still reads the old one.
+            self.centre = torch.lerp(teacher_mean.float(), self.centre, self.config.centre_momentum)
         return loss
 
     def teacher_temperature(self, progress: Progress) -> float:

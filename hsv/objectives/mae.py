@@ -9,8 +9,8 @@ from hsv.config import Config
 from hsv.models import Decoder, Encoder
 from hsv.objectives.objective import Batch, Objective
 from hsv.objectives.request import Drop, Request, View
-from hsv_kernels import denormalise_patches, masked_mse, random_masking
-from hsv_kernels.distributed import rank_mean
+from hsv_kernels import denormalise_patches, random_masking
+from hsv_kernels.distributed import masked_mse
 
 __all__ = ["MAE"]
 
@@ -44,8 +44,7 @@ class MAE(Objective):
         visible = batch.student[self.requests[0]]
         pred = self.decoder(visible.patches, visible.ids_restore)  # [B, L, p·q·C]
         target = batch.images[self.view]
-        loss = masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
-        return rank_mean(loss, len(target))
+        return masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
 
     def chance(self, batch: int) -> float:
         """1: each normalised patch predicted by its mean."""

@@ -68,7 +68,7 @@ class MoCo(Objective):
         (k,) = self.keys(batch)
         loss = info_nce(q, k, self.queue.keys, temperature=self.config.temperature)
         if self.training:
-            self.queue.push(nn.functional.normalize(all_gather_rows(k.float()), dim=1))
+            self.queue.push(all_gather_rows(k))
         return loss
 
     @torch.no_grad()
