@@ -16,7 +16,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float | Ten
 
     Launches grow with the number of devices and dtypes and not with that of parameters. A parameter that modules share
     is moved once. The student may be of another dtype (a bfloat16 student of a float32 teacher): the average is taken
-    in the teacher's. Buffers, BatchNorm's running statistics for instance, are copied.
+    in the teacher's, which should be float32, since a step of 1 − momentum is lost in the rounding of half types.
+    Buffers, BatchNorm's running statistics for instance, are copied.
 
     Args:
         teacher, student: modules with parameters and buffers of equal names and shapes, on the same devices; those
