@@ -43,10 +43,10 @@ class DINO(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         pooled = [batch.student[request].pool(self.config.pool) for request in self.requests]
-        student = self.head(torch.cat(pooled)).unflatten(0, (len(self.requests), -1))  # [S, B, K]
+        student = self.head(torch.cat(pooled)).unflatten(0, (len(self.requests), len(batch)))  # [S, B, K]
         with torch.no_grad():
             pooled = [batch.teacher[request].pool(self.config.pool) for request in self.teacher_requests]
-            teacher = self.teacher_head(torch.cat(pooled)).unflatten(0, (2, -1))  # [2, B, K]
+            teacher = self.teacher_head(torch.cat(pooled)).unflatten(0, (2, len(batch)))  # [2, B, K]
         return self.distillation(student, teacher, self.progress)
 
     def chance(self, batch: int) -> float:

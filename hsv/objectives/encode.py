@@ -13,7 +13,6 @@ from hsv.data.hashing import hash_key
 from hsv.models import Encoder
 from hsv.objectives.request import Causal, Drop, Encoded, Replace, Request, View
 from hsv_kernels import random_masking
-from hsv_kernels.distributed import rank
 
 if TYPE_CHECKING:
     from hsv.objectives.objective import Objective
@@ -27,6 +26,8 @@ class Draw(NamedTuple):
     seed: int
     number: int
     """Of the micro-batch since the start of the run."""
+    first_index: int = 0
+    """Number of this rank's first image in the batch of all ranks."""
 
 
 def encode(
@@ -72,7 +73,6 @@ def prepare(
     if request.noise:
         result.noise, result.noise_level = gaussian_noise(images, request, draw, number)
         images = images + result.noise
-    first_index = rank() * len(images)
     ids_keep = None
     if isinstance(request.mask, Drop):
         ids_keep, result.ids_restore, result.mask = random_masking(
@@ -81,12 +81,12 @@ def prepare(
             mask_ratio=request.mask.ratio,
             seed=draw.seed + number,
             offset=draw.number,
-            first_index=first_index,
+            first_index=draw.first_index,
             device=images.device,
         )
     patches, positions = encoder.embed(images, ids_keep)
     if isinstance(request.mask, Replace):
-        chosen, token = owners[request.mask.owner].replaced(request, len(images), first_index, draw.number)
+        chosen, token = owners[request.mask.owner].replaced(request, len(images), draw.first_index, draw.number)
         result.mask = chosen.to(patches.dtype)
         patches = torch.where(chosen[..., None], token.to(patches.dtype), patches)
     if isinstance(request.mask, Causal):
@@ -95,9 +95,9 @@ def prepare(
 
 
 def gaussian_noise(images: Tensor, request: Request, draw: Draw, number: int) -> tuple[Tensor, Tensor]:
-    """Noise [B, C, H, W] and its standard deviations [B], a function of the draw and the rank alone."""
+    """Noise [B, C, H, W] and its standard deviations [B], a function of the draw alone."""
     generator = torch.Generator(images.device)
-    generator.manual_seed(int(hash_key((draw.seed, draw.number, number, rank()))[0] >> 1))
+    generator.manual_seed(int(hash_key((draw.seed, draw.number, number, draw.first_index))[0] >> 1))
     level = torch.full((len(images),), request.noise, device=images.device)
     if request.noise_drawn:
         level = level * torch.rand(len(images), generator=generator, device=images.device)

@@ -24,7 +24,7 @@ from hsv.objectives.swav import SwAV
 from hsv.objectives.weighting import Weighting
 from hsv.schedules import Progress
 from hsv_kernels import update_teacher
-from hsv_kernels.distributed import world_size
+from hsv_kernels.distributed import rank, world_size
 
 __all__ = ["OBJECTIVES", "Hybrid", "build_hybrid"]
 
@@ -77,17 +77,22 @@ class Hybrid(nn.Module):
         self.teachers.eval()
         return self
 
-    def forward(self, images: list[Tensor], draw: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: list[Tensor], draw: int, counts: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and logs of a batch.
 
         Args:
             images: one normalised [B, C, H, W] for each of `views`.
             draw: number of the micro-batch since the start of the run; masks and noise are a function of it.
+            counts: images of each rank, all ≥ 1; None says that all have as many as this one.
         """
+        counts = counts or [len(images[0])] * world_size()
         by_view = dict(zip(self.views, images, strict=True))
-        student = self.encode(by_view, draw)
-        teachers = self.encode_with_teachers(by_view, draw)
-        batch, logs, relative = len(images[0]) * world_size(), {}, []
+        first_index = sum(counts[: rank()])
+        student = self.encode(by_view, draw, first_index)
+        teachers = self.encode_with_teachers(by_view, draw, first_index)
+        batch, logs, relative = sum(counts), {}, []
         for name, objective in self.objectives.items():
             loss = objective(Batch(by_view, student, teachers.get(_teacher_key(objective), {}), draw))
             relative.append(loss / (objective.chance(batch) or 1.0))
@@ -100,15 +105,18 @@ class Hybrid(nn.Module):
         logs["feature_spread"] = feature_spread(student[self.requests[0]].pool(self.encoder.pool))
         return total, logs
 
-    def encode(self, images: dict[View, Tensor], draw: int) -> dict[Request, Any]:
+    def encode(self, images: dict[View, Tensor], draw: int, first_index: int = 0) -> dict[Request, Any]:
         """The student's encoding of every distinct request."""
-        return encode(self.encoder, self.requests, images, Draw(self.seed, draw), self.objectives, chunks=self.chunks)
+        drawn = Draw(self.seed, draw, first_index)
+        return encode(self.encoder, self.requests, images, drawn, self.objectives, chunks=self.chunks)
 
     @torch.no_grad()
-    def encode_with_teachers(self, images: dict[View, Tensor], draw: int) -> dict[str, dict[Request, Any]]:
+    def encode_with_teachers(
+        self, images: dict[View, Tensor], draw: int, first_index: int = 0
+    ) -> dict[str, dict[Request, Any]]:
         """Every momentum encoder's encodings."""
         return {
-            key: encode(self.teachers[key], requests, images, Draw(self.seed, draw), self.objectives)
+            key: encode(self.teachers[key], requests, images, Draw(self.seed, draw, first_index), self.objectives)
             for key, requests in self.teacher_requests.items()
         }
 

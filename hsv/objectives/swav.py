@@ -42,7 +42,7 @@ class SwAV(Objective):
     def forward(self, batch: Batch) -> Tensor:
         pooled = [batch.student[request].pool(self.config.pool) for request in self.requests]
         z = F.normalize(self.projector(torch.cat(pooled)).float(), dim=1)
-        scores = self.prototypes(z).unflatten(0, (len(self.requests), -1))  # [S, B, K]
+        scores = self.prototypes(z).unflatten(0, (len(self.requests), len(batch)))  # [S, B, K]
         losses = []
         for g in (0, 1):
             target = scores[g : g + 1].detach()

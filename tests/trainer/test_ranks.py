@@ -1,127 +1,121 @@
-"""Two processes on one machine give the gradient, the statistics and the weights of one."""
+"""Several processes on one machine give the loss, the gradient, the state and the weights of one."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 from trainer_cases import tiny_config
 
 import hsv
 from hsv.checkpoint import read_checkpoint
-from hsv.models.heads import SyncBatchNorm
-from hsv_kernels import functional
-from hsv_kernels.distributed import all_gather_rows, all_reduce_sum, nt_xent, rank_mean
+from hsv.export import build_encoder
+from hsv.objectives import Hybrid, build_hybrid
+from hsv.objectives.hybrid import OBJECTIVES
+from hsv.schedules import Progress
 
-WIDTH = 6
+#: Images of each of two ranks in each step: uneven batches, the second with a rank that has a single image.
+STEPS = ((6, 4), (7, 1))
+#: How far gradients may be off, in shares of their norms. What a step's rounding moves the next one amplifies.
+TOLERANCES = (1e-4, 2e-3)
+#: Settings that differ from the tiny ones, by the name of the case; each objective has a case of its own name.
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {}) for name in OBJECTIVES},
+    "simclr ring": ("simclr", {"negatives": "ring"}),
+    "moco ring": ("moco", {"negatives": "ring"}),
+    "moco v2": ("moco", {"version": "v2"}),
+    "dino sinkhorn": ("dino", {"centring": "sinkhorn"}),
+}
 
 
-SIZES = ((4, 4), (5, 2), (3, 0))
+def hybrid_for(case: str) -> Hybrid:
+    """A tiny model of one objective, in training but without drop-path."""
+    name, settings = CASES[case]
+    config = tiny_config("unused")
+    config.objectives, config.encoder.drop_path, config.input.mean, config.input.std = [name], 0.0, [0.5], [0.25]
+    narrow = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 12, "queue_size": 16, "num_locals": 1, "prototypes": 6}
+    for setting, value in {**narrow, **settings}.items():
+        for section in (getattr(config, name), config.run):
+            if hasattr(section, setting):
+                setattr(section, setting, value)
+    torch.manual_seed(0)
+    return build_hybrid(config, build_encoder(config))
+
+
+def train(case: str, rank: int | None) -> tuple[list[Tensor], list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Losses and averaged gradients of each step on one rank's images, or those of all, and the state afterwards."""
+    hybrid = hybrid_for(case)
+    losses, gradients = [], []
+    for step, counts in enumerate(STEPS):
+        hybrid.start_step(Progress(step, len(STEPS), 1))
+        rows = slice(None) if rank is None else slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        views = [view[rows] for view in images(hybrid, sum(counts), step)]
+        loss, _ = hybrid(views, step, None if rank is None else counts)
+        hybrid.zero_grad()
+        loss.backward()
+        found = {name: p.grad for name, p in hybrid.named_parameters() if p.grad is not None}
+        if rank is not None:
+            for gradient in found.values():  # as DDP does
+                dist.all_reduce(gradient)
+                gradient /= len(counts)
+        losses.append(loss.detach())
+        gradients.append({name: gradient.clone() for name, gradient in found.items()})
+        hybrid.before_update()
+        torch.optim.SGD(hybrid.parameters(), 0.05).step()
+        hybrid.after_update()
+    return losses, gradients, hybrid.state_dict()
+
+
+def images(hybrid: Hybrid, count: int, step: int) -> list[Tensor]:
+    """Every view of the whole batch."""
+    sides = [view.spec.size or hybrid.encoder.image_size[0] for view in hybrid.views]
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(count, 1, side, side, generator=generator) for side in sides]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    """What each of two processes computed, by the name of the check; started once, as that takes the longest."""
+    """What each of two processes found, by case; started once, as that takes the longest."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(_rank, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"result{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    results = {sizes: contrast(rank, sizes) for sizes in SIZES}
-    results |= {"batch norm": normalised(rank, (5, 3)), "gather": gathered(rank)}
-    torch.save(results, f"{folder}/result{rank}.pt")
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(minutes=1), 2, rank)
+    found = {case: train(case, rank) for case in CASES}
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def rows(sizes: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x0, x1 = (torch.randn(sum(sizes), WIDTH, generator=generator) for _ in range(2))
-    return x0, x1, torch.randn(WIDTH, WIDTH, generator=generator)
+@pytest.mark.parametrize("case", CASES)
+def test_an_objective_over_ranks_is_that_of_one_process(ranks, case):
+    losses, gradients, state = train(case, None)
+    for result in ranks:
+        found_losses, found_gradients, found_state = result[case]
+        torch.testing.assert_close(found_losses, losses, rtol=1e-4, atol=1e-5)
+        for found, expected, tolerance in zip(found_gradients, gradients, TOLERANCES, strict=True):
+            assert found.keys() == expected.keys()
+            whole = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+            for name, gradient in expected.items():
+                error = (found[name] - gradient).norm()
+                assert error <= tolerance * gradient.norm() + 1e-5 * whole, f"{name}: off by {error}"
+        for name, value in state.items():
+            torch.testing.assert_close(found_state[name], value, rtol=2e-3, atol=1e-4, msg=_named(name))
+    for name, value in ranks[0][case][2].items():
+        assert torch.equal(value, ranks[1][case][2][name]), name
 
 
-def contrast(rank: int, sizes: tuple[int, int]) -> tuple[float, torch.Tensor]:
-    x0, x1, weight = rows(sizes)
-    mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
-    weight.requires_grad_()
-    loss = nt_xent(x0[mine] @ weight, x1[mine] @ weight, 0.2, backend="reference")
-    loss.backward()
-    return loss.item(), weight.grad
-
-
-@pytest.mark.parametrize("sizes", SIZES)
-def test_contrast_across_ranks(ranks, sizes):
-    x0, x1, weight = rows(sizes)
-    weight.requires_grad_()
-    loss = functional.nt_xent(x0 @ weight, x1 @ weight, 0.2, backend="reference")
-    loss.backward()
-    results = [result[sizes] for result in ranks]
-    for value, _ in results:
-        assert value == pytest.approx(loss.item(), rel=1e-6)
-    averaged = (results[0][1] + results[1][1]) / 2  # as DDP does
-    torch.testing.assert_close(averaged, weight.grad, rtol=1e-5, atol=1e-7)
-
-
-def normalised(rank: int, sizes: tuple[int, int]) -> dict[str, torch.Tensor]:
-    x, upstream, _ = rows(sizes)
-    mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
-    layer = SyncBatchNorm(WIDTH)
-    x = x[mine].clone().requires_grad_()
-    y = layer(x)
-    (y * upstream[mine]).sum().backward()
-    return {
-        "y": y.detach(),
-        "x": x.grad,
-        "weight": layer.weight.grad,
-        "mean": layer.running_mean,
-        "var": layer.running_var,
-    }
-
-
-def test_batch_norm_across_ranks_is_that_of_all_rows(ranks):
-    x, upstream, _ = rows((5, 3))
-    layer = torch.nn.BatchNorm1d(WIDTH)
-    x.requires_grad_()
-    y = layer(x)
-    (y * upstream).sum().backward()
-    a, b = (result["batch norm"] for result in ranks)
-    torch.testing.assert_close(torch.cat([a["y"], b["y"]]), y, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(torch.cat([a["x"], b["x"]]), x.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(a["weight"] + b["weight"], layer.weight.grad, rtol=1e-5, atol=1e-6)
-    for result in (a, b):
-        torch.testing.assert_close(result["mean"], layer.running_mean)
-        torch.testing.assert_close(result["var"], layer.running_var)
-
-
-def gathered(rank: int) -> tuple[torch.Tensor, ...]:
-    x = torch.full((2 + rank, 1), float(rank + 1), requires_grad=True)
-    every = all_gather_rows(x)
-    (every * torch.arange(5.0)[:, None] * (rank + 1)).sum().backward()
-    return (
-        every.detach(),
-        x.grad,
-        all_reduce_sum(torch.tensor(rank + 1.0)),
-        rank_mean(torch.tensor(rank + 1.0), 1 + 2 * rank),
-    )
-
-
-def test_gather_and_mean(ranks):
-    (a, grad_a, sum_a, mean_a), (b, grad_b, sum_b, mean_b) = (result["gather"] for result in ranks)
-    assert torch.equal(a, b) and a.flatten().tolist() == [1, 1, 2, 2, 2]
-    assert grad_a.flatten().tolist() == [0, 3] and grad_b.flatten().tolist() == [6, 9, 12]
-    assert sum_a == sum_b == 3
-    assert (mean_a + mean_b) / 2 == pytest.approx((1 * 1 + 2 * 3) / 4)
-
-
-def test_one_process_pays_nothing():
-    x = torch.randn(3, 2, requires_grad=True)
-    assert all_reduce_sum(x) is x and all_gather_rows(x) is x and rank_mean(x, 3) is x
+def _named(name: str) -> Callable[[str], str]:
+    return lambda text: f"{name}: {text}"
 
 
 def test_torchrun_trains_as_one_process_does(tmp_path):
