@@ -33,7 +33,14 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
-        """Visible tokens [B, K, D] and their places `ids_restore` [B, L] to patches [B, L, p·q·C]."""
+        """Visible tokens [B, K, D] and their places `ids_restore` [B, L] to patches [B, L, p·q·C].
+
+        B may be 0 on a rank, which joins the others' backward with gradients of 0.
+        """
+        if not len(tokens):
+            blank = tokens.new_zeros(1, *tokens.shape[1:])
+            places = torch.arange(ids_restore.shape[1], device=ids_restore.device)
+            return self(torch.cat([tokens, blank]), places[None])[:0]
         x = restore_tokens(self.embed(tokens), ids_restore, self.mask_token)  # [B, L, dim]
         choose_attention(self.blocks, x.shape[1], x.device, training=self.training)
         return self.head(self.norm(self.blocks(x + self.pos_embed)))

@@ -44,11 +44,16 @@ def encode(
     Args:
         encoder: student or momentum encoder.
         requests: without duplicates. Their order decides their random numbers.
-        images: [B, C, H, W] of each view, normalised.
+        images: [B, C, H, W] of each view, normalised. B may be 0 on a rank, which joins the others' backward with
+            gradients of 0.
         draw: number of the batch.
         owners: the objectives by name, who choose the patches that are replaced.
         chunks: see `Encoder.transform`.
     """
+    if not all(map(len, images.values())):
+        blank = {view: pixels.new_zeros(1, *pixels.shape[1:]) for view, pixels in images.items()}
+        encodings = encode(encoder, requests, blank, draw, owners)
+        return {request: encoding.no_images() for request, encoding in encodings.items()}
     tokens: dict[Request, Tensor] = {}
     results: dict[Request, Encoded] = {}
     for number, request in enumerate(requests):

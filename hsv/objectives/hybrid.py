@@ -24,7 +24,7 @@ from hsv.objectives.swav import SwAV
 from hsv.objectives.weighting import Weighting
 from hsv.schedules import Progress
 from hsv_kernels import update_teacher
-from hsv_kernels.distributed import rank, world_size
+from hsv_kernels.distributed import all_gather_rows, rank, world_size
 
 __all__ = ["OBJECTIVES", "Hybrid", "build_hybrid"]
 
@@ -85,9 +85,9 @@ class Hybrid(nn.Module):
         Args:
             images: one normalised [B, C, H, W] for each of `views`.
             draw: number of the micro-batch since the start of the run; masks and noise are a function of it.
-            counts: images of each rank, all ≥ 1; None says that all have as many as this one.
+            counts: images of each rank, which may be 0; None says that all have as many as this one.
         """
-        counts = counts or [len(images[0])] * world_size()
+        counts = list(counts) if counts else [len(images[0])] * world_size()
         by_view = dict(zip(self.views, images, strict=True))
         first_index = sum(counts[: rank()])
         student = self.encode(by_view, draw, first_index)
@@ -102,7 +102,8 @@ class Hybrid(nn.Module):
         total = self.weighting(torch.stack(relative))
         logs["loss/total"] = total.detach()
         logs |= dict(zip((f"weight/{name}" for name in self.objectives), self.weighting.weights(), strict=True))
-        logs["feature_spread"] = feature_spread(student[self.requests[0]].pool(self.encoder.pool))
+        pooled = student[self.requests[0]].pool(self.encoder.pool).detach()
+        logs["feature_spread"] = feature_spread(all_gather_rows(pooled, counts))
         return total, logs
 
     def encode(self, images: dict[View, Tensor], draw: int, first_index: int = 0) -> dict[Request, Any]:

@@ -20,8 +20,8 @@ from hsv.objectives import Hybrid, build_hybrid
 from hsv.objectives.hybrid import OBJECTIVES
 from hsv.schedules import Progress
 
-#: Images of each of two ranks in each step: uneven batches, the second with a rank that has a single image.
-STEPS = ((6, 4), (7, 1))
+#: Images of each of two ranks in each step: uneven batches, first with a rank of a single image, then with one of none.
+STEPS = ((7, 1), (0, 6))
 #: How far gradients may be off, in shares of their norms. What a step's rounding moves the next one amplifies.
 TOLERANCES = (1e-4, 2e-3)
 #: Settings that differ from the tiny ones, by the name of the case; each objective has a case of its own name.
