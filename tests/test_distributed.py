@@ -42,7 +42,8 @@ def contrast(case: Case, negatives: str, backend: str = "reference") -> Tensor:
         pairs = zip(case.split(z0), case.split(z1), strict=True)
         losses = (functional.nt_xent(a, b, case.temperature, reduction="sum") for a, b in pairs if len(a))
         return sum(losses) / (2 * sum(case.sizes))
-    return distributed.nt_xent(z0, z1, case.temperature, negatives=negatives, backend=backend)
+    counts = case.sizes if backend == "cpu" else None  # as known, and as exchanged
+    return distributed.nt_xent(z0, z1, case.temperature, negatives=negatives, counts=counts, backend=backend)
 
 
 def hard(case: Case, negatives: str) -> Tensor:

@@ -94,7 +94,7 @@ class Hybrid(nn.Module):
         teachers = self.encode_with_teachers(by_view, draw, first_index)
         batch, logs, relative = sum(counts), {}, []
         for name, objective in self.objectives.items():
-            loss = objective(Batch(by_view, student, teachers.get(_teacher_key(objective), {}), draw))
+            loss = objective(Batch(by_view, student, teachers.get(_teacher_key(objective), {}), draw, counts))
             relative.append(loss / (objective.chance(batch) or 1.0))
             logs[f"loss/{name}"] = loss.detach()
         if self.weighting.measures(self.progress):

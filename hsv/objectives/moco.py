@@ -57,7 +57,7 @@ class MoCo(Objective):
         queries = [self.predictor(self.projector(batch.student[r].pool(self.config.pool))) for r in self.requests]
         keys = self.keys(batch)
         losses = [
-            info_nce(q, k, temperature=self.config.temperature, negatives=self.negatives)
+            info_nce(q, k, temperature=self.config.temperature, negatives=self.negatives, counts=batch.counts)
             for q, k in zip(queries, reversed(keys), strict=True)
         ]
         return 2 * self.config.temperature * torch.stack(losses).sum()
@@ -68,7 +68,7 @@ class MoCo(Objective):
         (k,) = self.keys(batch)
         loss = info_nce(q, k, self.queue.keys, temperature=self.config.temperature)
         if self.training:
-            self.queue.push(all_gather_rows(k))
+            self.queue.push(all_gather_rows(k, batch.counts))
         return loss
 
     @torch.no_grad()

@@ -24,12 +24,14 @@ class Batch:
         student: encodings of the objective's `requests`.
         teacher: encodings of its `teacher_requests` by the momentum encoder, without gradient.
         draw: number of the micro-batch since the start of the run.
+        counts: images of each rank.
     """
 
     images: dict[View, Tensor]
     student: dict[Request, Encoded]
     teacher: dict[Request, Encoded]
     draw: int
+    counts: Sequence[int]
 
     def __len__(self) -> int:
         return len(next(iter(self.images.values())))

@@ -36,7 +36,7 @@ class SimCLR(Objective):
     def forward(self, batch: Batch) -> Tensor:
         pooled = [batch.student[request].pool(self.config.pool) for request in self.requests]  # 2 × [B, D]
         z0, z1 = self.projector(torch.cat(pooled)).chunk(2)  # [B, out_dim] each
-        return nt_xent(z0, z1, self.config.temperature, negatives=self.negatives)
+        return nt_xent(z0, z1, self.config.temperature, negatives=self.negatives, counts=batch.counts)
 
     def chance(self, batch: int) -> float:
         """ln(2B − 1): each of the other views as likely."""

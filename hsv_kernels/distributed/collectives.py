@@ -1,5 +1,6 @@
 """Sums, means and rows over all ranks of a torch.distributed job, with their gradients; identities in one process."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -120,14 +121,15 @@ def _pad_rows(x: Tensor, rows: int) -> Tensor:
     return F.pad(x, [0, 0] * (x.dim() - 1) + [0, rows - len(x)]).contiguous()
 
 
-def all_gather_rows(x: Tensor, counts: list[int] | None = None) -> Tensor:
+def all_gather_rows(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """The rows of all ranks, [Σ n_r, ...] from [n_r, ...], in the order of the ranks; n_r may differ and may be 0.
 
-    Each rank's gradient is the sum of what all ranks send back for its rows. `counts` saves the exchange of n_r.
+    Each rank's gradient is the sum of what all ranks send back for its rows. `counts` is n_r of each rank, exchanged
+    where it is None.
     """
     if world_size() == 1:
         return x
-    counts = row_counts(x) if counts is None else counts
+    counts = row_counts(x) if counts is None else list(counts)
     return _AllGatherRows.apply(x, counts) if max(counts) else x
 
 

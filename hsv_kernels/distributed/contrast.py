@@ -1,5 +1,6 @@
 """Contrastive losses whose negatives come from all ranks."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -31,6 +32,7 @@ def nt_xent(
     temperature: float | Tensor = 0.1,
     *,
     negatives: Negatives = "gather",
+    counts: Sequence[int] | None = None,
     dot_dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
@@ -44,6 +46,7 @@ def nt_xent(
         temperature: as in `hsv_kernels.nt_xent`; a learned one gets the gradient of the value as well.
         negatives: "gather" holds the rows of all ranks, O(M · D); "ring" passes them on block by block, forward and
             again backward, O(n · D), and computes a block's similarities twice; "local" takes this rank's rows alone.
+        counts: n of each rank; None exchanges them, for which a GPU is waited for.
         dot_dtype, backend: as in `hsv_kernels.nt_xent`.
 
     Returns:
@@ -64,7 +67,8 @@ def nt_xent(
         return mean_over_ranks(total, 2 * n)
     z = _unit(torch.cat([z0, z1]), z0.dtype)
     other_view = torch.arange(2 * n, device=z.device).roll(n)
-    return _mean_loss(z, z, other_view, temperature, True, negatives, dot_dtype, backend)
+    both = None if counts is None else [2 * count for count in counts]
+    return _mean_loss(z, z, other_view, temperature, True, negatives, both, dot_dtype, backend)
 
 
 def info_nce(
@@ -76,6 +80,7 @@ def info_nce(
     normalise: bool = True,
     negatives: Negatives = "gather",
     key_gradient: bool = False,
+    counts: Sequence[int] | None = None,
     dot_dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
@@ -88,7 +93,7 @@ def info_nce(
         q, k: [n, D] queries and keys of this rank; n may differ between ranks and may be 0.
         queue: [K, D] or None, as in `hsv_kernels.info_nce`.
         temperature, normalise, dot_dtype, backend: as in `hsv_kernels.info_nce`.
-        negatives: as in `nt_xent`, where there is no queue.
+        negatives, counts: as in `nt_xent`, where there is no queue.
         key_gradient: let keys have a gradient. False detaches them, as published: they come from a teacher, and in a
             ring no gradients travel with them.
 
@@ -112,7 +117,7 @@ def info_nce(
     dtype = torch.promote_types(q.dtype, k.dtype)
     q, k = ((_unit(x, dtype) if normalise else x.to(dtype)) for x in (q, k))
     same_image = torch.arange(len(q), device=q.device)
-    return _mean_loss(q, k, same_image, temperature, False, negatives, dot_dtype, backend)
+    return _mean_loss(q, k, same_image, temperature, False, negatives, counts, dot_dtype, backend)
 
 
 def _unit(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,6 +132,7 @@ def _mean_loss(
     temperature: float | Tensor,
     exclude_self: bool,
     negatives: Negatives,
+    counts: Sequence[int] | None,
     dot_dtype: torch.dtype | None,
     backend: Backend | None,
 ) -> Tensor:
@@ -135,7 +141,8 @@ def _mean_loss(
     if isinstance(temperature, Tensor):
         temperature = temperature.where((temperature > 0) & (temperature < torch.inf), torch.nan)
     difference = ring_difference if negatives == "ring" else _gathered_difference
-    d = difference(q, k, positive, 1 / temperature, exclude_self, dot_dtype, backend)
+    counts = row_counts(k) if counts is None else list(counts)
+    d = difference(q, k, positive, 1 / temperature, exclude_self, counts, dot_dtype, backend)
     return mean_over_ranks(-F.logsigmoid(-d).sum(), len(q))
 
 
@@ -145,11 +152,11 @@ def _gathered_difference(
     positive: Tensor,
     scale: float | Tensor,
     exclude_self: bool,
+    counts: list[int],
     dot_dtype: torch.dtype | None,
     backend: Backend | None,
 ) -> Tensor:
     """As `ring_difference`, with the keys of all ranks at once."""
-    counts = row_counts(k)
     every, start = all_gather_rows(k, counts), sum(counts[: rank()])
     if not len(q):
         return (q * scale).sum(1) + no_rows(every)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from hsv_kernels import functional
 from hsv_kernels.backends import Backend
-from hsv_kernels.distributed.collectives import rank, row_counts, world_size
+from hsv_kernels.distributed.collectives import rank, world_size
 
 __all__ = ["ring_difference"]
 
@@ -29,6 +29,7 @@ def ring_difference(
     positive: Tensor,
     scale: float | Tensor,
     exclude_self: bool,
+    counts: list[int],
     dot_dtype: torch.dtype | None,
     backend: Backend | None,
 ) -> Tensor:
@@ -40,6 +41,7 @@ def ring_difference(
         positive: int64 [n], rows of this rank's k.
         scale: number or 0-dim tensor.
         exclude_self: leave key i out of row i.
+        counts: n of each rank.
         dot_dtype, backend: as in `hsv_kernels.similarity_logsumexp`.
 
     Returns:
@@ -48,7 +50,7 @@ def ring_difference(
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     scale = torch.as_tensor(scale, dtype=dtype, device=q.device)
     options = {"dot_dtype": dot_dtype, "backend": backend}
-    return _RingDifference.apply(q, k, positive, scale, exclude_self, row_counts(k), options)
+    return _RingDifference.apply(q, k, positive, scale, exclude_self, counts, options)
 
 
 class _Exchange:
