@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,17 @@ from tqdm import tqdm
 
 from hsv.checkpoint import find_checkpoint, read_checkpoint, restore, save_checkpoint
 from hsv.config import Config
-from hsv.data import Batch, Source, ViewLoader, default_workers, open_source, photometric, statistics
+from hsv.data import (
+    Batch,
+    Source,
+    ViewLoader,
+    default_workers,
+    normalise,
+    open_source,
+    photometric,
+    sample_images,
+    statistics,
+)
 from hsv.export import build_encoder, export_encoder
 from hsv.initialise import initialise
 from hsv.monitor import MetricLog
@@ -92,6 +102,8 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
         initialise(encoder, config.init)
     hybrid = build_hybrid(config, encoder)
     optimiser = adamw(hybrid, config)
+    if state is None:
+        hybrid.prepare(lambda: _normalised_sample(source, config))
     start = restore(state, hybrid, optimiser) if state else 0
     with use_backend(config.run.kernels):
         return Trainer(config, accelerator, source, hybrid, optimiser).run(start)
@@ -346,6 +358,14 @@ def _measured_steps(state: dict, minutes: float) -> int:
     if steps is None:
         raise ValueError(f"minutes: got {minutes}; allowed: None, for the run to resume has its length in epochs")
     return steps
+
+
+def _normalised_sample(source: Source, config: Config) -> Iterator[Tensor]:
+    """Training images [C, H, W], the same on every rank."""
+    settings = config.input
+    for image in sample_images(source, settings.channels, settings.image_size, seed=config.run.seed):
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        yield normalise(pixels, settings.mean, settings.std)[0]
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,17 +1,23 @@
 """The configuration of a run: settings of the run, settings of each method, and the tree that holds them."""
 
-from hsv.config.contrastive import MoCoConfig, SimCLRConfig
-from hsv.config.distillation import BYOLConfig, DINOConfig, SimSiamConfig, SwAVConfig
-from hsv.config.reconstruction import MAEConfig
+from hsv.config.contrastive import CANConfig, CPCConfig, MoCoConfig, SimCLRConfig
+from hsv.config.distillation import BYOLConfig, DINOConfig, IBOTConfig, SimSiamConfig, SwAVConfig
+from hsv.config.reconstruction import BEiTConfig, CMAEConfig, DAEConfig, MAEConfig
 from hsv.config.run import EncoderConfig, InputConfig, OptimiserConfig, RunConfig, WeightingConfig
 from hsv.config.tree import METHODS, Config, load_config, preset_files, preset_named_in, preset_names, preset_path
 
 __all__ = [
     "METHODS",
+    "BEiTConfig",
     "BYOLConfig",
+    "CANConfig",
+    "CMAEConfig",
+    "CPCConfig",
     "Config",
+    "DAEConfig",
     "DINOConfig",
     "EncoderConfig",
+    "IBOTConfig",
     "InputConfig",
     "MAEConfig",
     "MoCoConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["not_negative", "positive", "require", "share"]
+__all__ = ["decoder_width", "not_negative", "positive", "require", "share"]
 
 
 def positive(name: str, value: float | None, *, optional: bool = False) -> None:
@@ -27,3 +27,8 @@ def require(condition: bool, name: str, given: object, allowed: str) -> None:
     """Raise ValueError that names the setting, unless `condition` holds."""
     if not condition:
         raise ValueError(f"{name}: got {given!r}; allowed: {allowed}")
+
+
+def decoder_width(name: str, value: int) -> None:
+    """Raise ValueError unless `value` is a width for decoders with one attention head for every 32 channels."""
+    require(value > 0 and value % 32 == 0, name, value, "a multiple of 32")

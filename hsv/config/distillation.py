@@ -1,4 +1,4 @@
-"""Settings of the methods that learn from another view of the same image: BYOL, SimSiam, DINO, SwAV."""
+"""Settings of the methods that learn from another view of the same image: BYOL, SimSiam, DINO, iBOT, SwAV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from hsv.config.checks import not_negative, positive, require, share
 from hsv.data.views import SIMCLR_224, ViewSpec
 
-__all__ = ["BYOLConfig", "DINOConfig", "SimSiamConfig", "SwAVConfig"]
+__all__ = ["BYOLConfig", "DINOConfig", "IBOTConfig", "SimSiamConfig", "SwAVConfig"]
 
 FIRST_GLOBAL = ViewSpec(
     crop_scale=(0.4, 1.0),
@@ -22,6 +22,9 @@ FIRST_GLOBAL = ViewSpec(
 )
 SECOND_GLOBAL = replace(FIRST_GLOBAL, blur=0.1, solarize=0.2)
 LOCAL = replace(FIRST_GLOBAL, crop_scale=(0.05, 0.4), blur=0.5)
+IBOT_FIRST = replace(FIRST_GLOBAL, crop_scale=(0.25, 1.0))
+IBOT_SECOND = replace(SECOND_GLOBAL, crop_scale=(0.25, 1.0))
+IBOT_LOCAL = replace(LOCAL, crop_scale=(0.05, 0.25))
 BYOL_FIRST = replace(FIRST_GLOBAL, crop_scale=(0.08, 1.0))
 BYOL_SECOND = replace(SECOND_GLOBAL, crop_scale=(0.08, 1.0))
 SIMSIAM = replace(SIMCLR_224, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
@@ -119,6 +122,63 @@ class DINOConfig:
         not_negative(f"{name}.freeze_last_epochs", self.freeze_last_epochs)
         share(f"{name}.momentum", self.momentum, whole=True)
         share(f"{name}.centre_momentum", self.centre_momentum, whole=True)
+
+
+@dataclass
+class IBOTConfig:
+    """Self-distillation of class tokens over crops of two sizes, and of masked patches (Zhou et al. 2022)."""
+
+    global_view: ViewSpec = IBOT_FIRST
+    """Augmentation of the first large crop."""
+    second_global_view: ViewSpec = IBOT_SECOND
+    """Augmentation of the second large crop."""
+    local_view: ViewSpec = IBOT_LOCAL
+    """Augmentation of the small crops; without a `size` they are 3/7 as large as the others (96 of 224 pixels)."""
+    num_locals: int = 10
+    """Small crops of an image."""
+    mask_probability: float = 0.5
+    """Share of the large crops that is masked."""
+    mask_ratio: float = 0.3
+    """Mean share of the patches of a masked crop that the mask token replaces."""
+    mask_ratio_spread: float = 0.2
+    """Each masked crop draws its share uniformly up to this far from the mean."""
+    hidden_dim: int = 2048
+    """Hidden width of the head that class tokens and patches share."""
+    bottleneck_dim: int = 256
+    """Width of the head before the prototypes."""
+    out_dim: int = 8192
+    """Prototypes K."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temperature_start: float = 0.04
+    """Temperature of the teacher's softmax in the first step, for class tokens and patches."""
+    teacher_temperature: float = 0.07
+    """Temperature of the teacher's softmax after its warm-up, for class tokens and patches."""
+    teacher_temperature_epochs: float = 30.0
+    """Epochs over which the teacher's temperature rises, at most 10 % of the run."""
+    centring: Literal["mean", "sinkhorn"] = "mean"
+    """What keeps the teacher from one prototype: a running mean of its logits, or Sinkhorn–Knopp on the batch."""
+    centre_momentum: float = 0.9
+    """Momentum of the running means of the teacher's logits, one of class tokens and one of patches."""
+    momentum: float = 0.996
+    """Momentum of the teacher at the start; it rises to 1 along a cosine."""
+    freeze_last_epochs: float = 1.0
+    """Epochs in which the prototypes do not learn, at most 10 % of the run."""
+    pool: Literal["mean", "cls"] = "cls"
+    """What the exported features are by default: the mean of the patch tokens, or the class token."""
+
+    def check(self, name: str) -> None:
+        """Raise ValueError for the first setting that cannot work."""
+        for setting in ("hidden_dim", "bottleneck_dim", "out_dim", "student_temperature", "teacher_temperature_start"):
+            positive(f"{name}.{setting}", getattr(self, setting))
+        positive(f"{name}.teacher_temperature", self.teacher_temperature)
+        for setting in ("num_locals", "teacher_temperature_epochs", "freeze_last_epochs"):
+            not_negative(f"{name}.{setting}", getattr(self, setting))
+        for setting in ("mask_probability", "momentum", "centre_momentum"):
+            share(f"{name}.{setting}", getattr(self, setting), whole=True)
+        ratios = self.mask_ratio - self.mask_ratio_spread, self.mask_ratio + self.mask_ratio_spread
+        within = 0 <= ratios[0] <= ratios[1] <= 1
+        require(within, f"{name}.mask_ratio ± {name}.mask_ratio_spread", ratios, "shares between 0 and 1")
 
 
 @dataclass

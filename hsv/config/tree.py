@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from hsv.config.checks import positive, require
-from hsv.config.contrastive import MoCoConfig, SimCLRConfig
+from hsv.config.contrastive import CANConfig, CPCConfig, MoCoConfig, SimCLRConfig
 from hsv.config.convert import build, plain
-from hsv.config.distillation import BYOLConfig, DINOConfig, SimSiamConfig, SwAVConfig
-from hsv.config.reconstruction import MAEConfig
+from hsv.config.distillation import BYOLConfig, DINOConfig, IBOTConfig, SimSiamConfig, SwAVConfig
+from hsv.config.reconstruction import BEiTConfig, CMAEConfig, DAEConfig, MAEConfig
 from hsv.config.run import EncoderConfig, InputConfig, OptimiserConfig, RunConfig, WeightingConfig
 
 __all__ = [
@@ -51,6 +51,12 @@ class Config:
     dino: DINOConfig = field(default_factory=DINOConfig)
     swav: SwAVConfig = field(default_factory=SwAVConfig)
     mae: MAEConfig = field(default_factory=MAEConfig)
+    ibot: IBOTConfig = field(default_factory=IBOTConfig)
+    beit: BEiTConfig = field(default_factory=BEiTConfig)
+    cpc: CPCConfig = field(default_factory=CPCConfig)
+    dae: DAEConfig = field(default_factory=DAEConfig)
+    can: CANConfig = field(default_factory=CANConfig)
+    cmae: CMAEConfig = field(default_factory=CMAEConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     run: RunConfig = field(default_factory=RunConfig)

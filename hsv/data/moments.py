@@ -1,6 +1,8 @@
-"""Mean and deviation of the training images, for normalisation."""
+"""A sample of the training images, and their mean and deviation, for normalisation."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,9 +13,38 @@ from hsv.data.loader import as_size
 from hsv.data.sources import Source
 from hsv.data.views import centre_view
 
-__all__ = ["statistics"]
+__all__ = ["sample_images", "statistics"]
 
 SAMPLE_KEY = 4
+
+
+def sample_images(
+    source: Source,
+    channels: int,
+    image_size: int | tuple[int, int],
+    limit: int = 2000,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Centre views, uint8 [H, W, C], of at most `limit` images, in the order of the source.
+
+    Images that cannot be decoded are passed over.
+
+    Raises:
+        ValueError: none of the chosen images can be decoded.
+    """
+    chosen = np.sort(permutation((SAMPLE_KEY, seed), len(source))[:limit])
+    size = as_size(image_size)
+    error, found = None, False
+    for index in chosen.tolist():
+        try:
+            view = centre_view(read_image(source, index, channels, min_side=2 * max(size)), size)
+        except UndecodableImage as e:
+            error = e
+            continue
+        found = True
+        yield view
+    if not found:
+        raise ValueError(f"source: none of {len(chosen)} images can be decoded, the last one being {error}")
 
 
 def statistics(
@@ -30,19 +61,9 @@ def statistics(
     Raises:
         ValueError: none of the chosen images can be decoded.
     """
-    chosen = np.sort(permutation((SAMPLE_KEY, seed), len(source))[:limit])
-    size = as_size(image_size)
     counts = np.zeros((channels, 256), dtype=np.int64)
-    error = None
-    for index in chosen.tolist():
-        try:
-            view = centre_view(read_image(source, index, channels, min_side=2 * max(size)), size)
-        except UndecodableImage as e:
-            error = e
-            continue
+    for view in sample_images(source, channels, image_size, limit, seed):
         counts += np.stack([np.bincount(view[..., c].reshape(-1), minlength=256) for c in range(channels)])
-    if not counts.any():
-        raise ValueError(f"source: none of {len(chosen)} images can be decoded, the last one being {error}")
     values = np.arange(256) / 255.0
     weights = counts / counts.sum(1, keepdims=True)
     mean = weights @ values

@@ -32,15 +32,21 @@ class Decoder(nn.Module):
         self.head = nn.Linear(dim, out_dim)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
+<<<<<<< HEAD
+    def forward(self, tokens: Tensor, ids_restore: Tensor, condition: Tensor | None = None) -> Tensor:
         """Visible tokens [B, K, D] and their places `ids_restore` [B, L] to patches [B, L, p·q·C].
 
-        B may be 0 on a rank, which joins the others' backward with gradients of 0.
+        `condition` [B, dim] is added to all tokens of an image. B may be 0 on a rank, which joins the others' backward
+        with gradients of 0.
         """
         if not len(tokens):
-            blank = tokens.new_zeros(1, *tokens.shape[1:])
+            tokens = torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])
+            if condition is not None:
+                condition = torch.cat([condition, condition.new_zeros(1, condition.shape[1])])
             places = torch.arange(ids_restore.shape[1], device=ids_restore.device)
-            return self(torch.cat([tokens, blank]), places[None])[:0]
+            return self(tokens, places[None], condition)[:0]
         x = restore_tokens(self.embed(tokens), ids_restore, self.mask_token)  # [B, L, dim]
+        if condition is not None:
+            x = x + condition[:, None]
         choose_attention(self.blocks, x.shape[1], x.device, training=self.training)
         return self.head(self.norm(self.blocks(x + self.pos_embed)))

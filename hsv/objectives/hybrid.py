@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from hsv.config import Config
 from hsv.models import Encoder, teacher_of
 from hsv.monitor import feature_spread
+from hsv.objectives.beit import BEiT
 from hsv.objectives.byol import BYOL
+from hsv.objectives.can import CAN
+from hsv.objectives.cmae import CMAE
+from hsv.objectives.cpc import CPC
+from hsv.objectives.dae import DAE
 from hsv.objectives.dino import DINO
 from hsv.objectives.encode import Draw, encode
+from hsv.objectives.ibot import IBOT
 from hsv.objectives.mae import MAE
 from hsv.objectives.moco import MoCo
 from hsv.objectives.objective import Batch, Objective
@@ -36,6 +42,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dino": DINO,
     "swav": SwAV,
     "mae": MAE,
+    "ibot": IBOT,
+    "beit": BEiT,
+    "cpc": CPC,
+    "dae": DAE,
+    "can": CAN,
+    "cmae": CMAE,
 }
 """The objectives by their names in the configuration."""
 
@@ -126,6 +138,11 @@ class Hybrid(nn.Module):
         self.progress = progress
         for objective in self.objectives.values():
             objective.progress = progress
+
+    def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
+        """What objectives fit to the training images before the first step; see `Objective.prepare`."""
+        for objective in self.objectives.values():
+            objective.prepare(images())
 
     def before_update(self) -> None:
         """What objectives do between the backward pass and the optimiser's step."""

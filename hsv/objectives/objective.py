@@ -73,6 +73,12 @@ class Objective(nn.Module):
         """Lines that say how the objective's own schedules come out for a run of `steps`, `epoch` steps each pass."""
         return []
 
+    def prepare(self, images: Iterator[Tensor]) -> None:
+        """Fit what training starts from to training images [C, H, W], normalised. Called once, when a run begins.
+
+        Every rank is given the same images, and must come to the same result; it is saved with the model.
+        """
+
     def before_update(self) -> None:
         """After the backward pass and before the optimiser's step."""
 

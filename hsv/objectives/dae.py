@@ -1,0 +1,41 @@
+"""DAE: the clean pixels of a noisy image (Vincent et al. 2008)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hsv.config import Config
+from hsv.models import Encoder
+from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.request import Request, View
+from hsv_kernels.distributed import masked_mse
+
+__all__ = ["DAE"]
+
+
+class DAE(Objective):
+    """Gaussian noise of deviation σ on the normalised image, and the error of every clean patch,
+
+        loss = mean over patches of ‖W · token − patch‖² / pixels
+
+    The head is linear, so the encoder denoises by itself. Patches are normalised each by its own mean and deviation, as
+    MAE's: raw pixels are mostly brightness, which averaging the noisy patch gives without any understanding.
+    """
+
+    def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
+        super().__init__()
+        self.config, self.patch_size = config.dae, encoder.patch_size
+        self.requests = [Request(View(self.config.view, 0), noise=self.config.noise)]
+        p, q = self.patch_size
+        self.head = nn.Linear(encoder.dim, p * q * encoder.channels)
+
+    def forward(self, batch: Batch) -> Tensor:
+        (request,) = self.requests
+        pred = self.head(batch.student[request].patches)  # [B, L, p·q·C]
+        every = torch.ones(pred.shape[:2], device=pred.device)
+        return masked_mse(pred, batch.images[request.view], every, self.patch_size, norm_pix=self.config.norm_pix)
+
+    def chance(self, batch: int) -> float:
+        """1: each normalised patch predicted by its mean."""
+        return 1.0

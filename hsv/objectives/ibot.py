@@ -1,0 +1,94 @@
+"""iBOT: self-distillation of class tokens and of masked patches (Zhou et al. 2022, arXiv:2111.07832)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hsv.config import Config
+from hsv.data.hashing import uniform
+from hsv.models import Encoder, teacher_of
+from hsv.objectives.blocks import block_masks
+from hsv.objectives.crops import local_requests
+from hsv.objectives.distillation import Distillation, distillation_head
+from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.request import Encoded, Replace, Request, View
+
+__all__ = ["IBOT"]
+
+BLOCKS_KEY, SHARE_KEY = 11, 12
+
+
+class IBOT(Objective):
+    """DINO's loss of class tokens, of masked large crops and small ones against the other large crop as the momentum
+    encoder sees it whole; and the same cross-entropy between the tokens of each masked patch in one large crop,
+
+        loss = mean over pairs of crops, H(q_cls, p_cls)  +  mean over large crops u, mean_{l masked in u} H(q_ul, p_ul)
+
+    One head with K prototypes serves both; their centres are two. An image without masked patches counts as 0 in the
+    mean. Temperature warm-up (30 epochs) and the frozen prototypes (1 epoch) are at most a tenth of the run.
+    """
+
+    error = False
+
+    def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
+        super().__init__()
+        self.config, self.momentum, self.seed = config.ibot, config.ibot.momentum, config.run.seed
+        self.grid = tuple(side // p for side, p in zip(encoder.image_size, encoder.patch_size, strict=True))
+        views = [View(self.config.global_view, 0), View(self.config.second_global_view, 1)]
+        self.teacher_requests = [Request(view) for view in views]
+        self.masked = [Request(view, Replace("ibot")) for view in views]
+        self.requests = [*self.masked, *local_requests(encoder, self.config.local_view, self.config.num_locals)]
+        self.mask_token = nn.Parameter(torch.zeros(encoder.dim))
+        self.head = distillation_head(encoder.dim, self.config)
+        self.teacher_head = teacher_of(self.head)
+        self.cls_loss = Distillation(self.config, self.config.out_dim)
+        self.patch_loss = Distillation(self.config, self.config.out_dim)
+
+    def replaced(self, request: Request, count: int, first_index: int, draw: int) -> tuple[Tensor, Tensor]:
+        """Block masks: none for a share of the images, else of a share that is drawn for each."""
+        key, indices = (self.seed, draw, request.view.slot), np.arange(first_index, first_index + count)
+        some, share = uniform((SHARE_KEY, *key), indices, 2).T
+        share = self.config.mask_ratio + self.config.mask_ratio_spread * (2 * share - 1)
+        patches = np.where(some < self.config.mask_probability, share * math.prod(self.grid), 0).astype(np.int64)
+        masks = block_masks((BLOCKS_KEY, *key), indices, self.grid, patches)
+        return torch.from_numpy(masks).to(self.mask_token.device), self.mask_token
+
+    def forward(self, batch: Batch) -> Tensor:
+        crops = [batch.student[request] for request in self.requests]
+        whole = [batch.teacher[request] for request in self.teacher_requests]
+        masks = [crop.mask.bool() for crop in crops[:2]]
+        student = self.logits(self.head, crops, masks, len(batch))
+        with torch.no_grad():
+            teacher = self.logits(self.teacher_head, whole, masks, len(batch))
+        cls = self.cls_loss(student[0], teacher[0], self.progress)
+        weights = torch.cat([(1 / mask.sum(1, keepdim=True)).expand_as(mask)[mask] for mask in masks])
+        patches = self.patch_loss(student[1], teacher[1], self.progress, weights=weights, samples=2 * len(batch))
+        return cls + patches
+
+    def logits(
+        self, head: nn.Module, crops: Sequence[Encoded], masks: Sequence[Tensor], images: int
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of each crop's class token [S, B, K] and, in one pass, of the masked patches [1, N, K]."""
+        cls = torch.cat([crop.cls for crop in crops])
+        patches = [crop.patches[mask] for crop, mask in zip(crops, masks, strict=False)]
+        scores = head(torch.cat([cls, *patches]))
+        return scores[: len(cls)].unflatten(0, (len(crops), images)), scores[None, len(cls) :]
+
+    def chance(self, batch: int) -> float:
+        """ln K for the class tokens and ln K for the patches of images that are masked."""
+        return math.log(self.config.out_dim) * (1 + self.config.mask_probability)
+
+    def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield self.teacher_head, self.head
+
+    def before_update(self) -> None:
+        if self.progress.within(self.config.freeze_last_epochs):
+            self.head[-1].weight.grad = None
+
+    def schedule(self, steps: int, epoch: int) -> list[str]:
+        return self.cls_loss.schedule(steps, epoch)
