@@ -364,7 +364,7 @@ def _normalised_sample(source: Source, config: Config) -> Iterator[Tensor]:
     """Training images [C, H, W], the same on every rank."""
     settings = config.input
     for image in sample_images(source, settings.channels, settings.image_size, seed=config.run.seed):
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        pixels = torch.tensor(image).permute(2, 0, 1)[None]
         yield normalise(pixels, settings.mean, settings.std)[0]
 
 

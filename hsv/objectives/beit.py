@@ -29,9 +29,9 @@ class BEiT(Objective):
 
         loss = mean over masked patches l of −log p(token_l | image with mask tokens)
 
-    The published tokenizer is DALL-E's autoencoder, 8,192 tokens trained on 250 million pictures. The default here needs
-    nothing but the training images: k-means over their whitened patches, fitted once before training. Any other is a
-    function `package.module:name` from normalised images [B, C, H, W] to int64 tokens [B, L].
+    The published tokenizer is DALL-E's autoencoder, of 8,192 tokens, trained on 250 million pictures. The default here
+    needs nothing but the training images: k-means over their whitened patches, fitted once before training. Any other
+    is a function `package.module:name` from normalised images [B, C, H, W] to int64 tokens [B, L].
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:

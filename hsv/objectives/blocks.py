@@ -18,8 +18,8 @@ LONGEST = 10 / 3  # ratio of height to width, or its inverse
 def block_masks(key: Sequence[int], indices: np.ndarray, grid: tuple[int, int], counts: np.ndarray) -> np.ndarray:
     """Masks of exactly `counts` patches, in rectangles of random area, shape and place.
 
-    Blocks are laid until there are enough patches, and the last is cut off row by row. An image's blocks are a function
-    of the key and its index alone.
+    Blocks are laid until there are enough patches, and the last is cut off row by row, from above or from below. An
+    image's blocks are a function of the key and its index alone.
 
     Args:
         key: integers such as (seed, draw, slot).
@@ -32,7 +32,8 @@ def block_masks(key: Sequence[int], indices: np.ndarray, grid: tuple[int, int], 
     """
     rows, columns = grid
     size = rows * columns
-    numbers = uniform(key, indices, 4 * BLOCKS).reshape(-1, 4, BLOCKS)  # area, ratio, top, left
+    numbers = uniform(key, indices, 4 * BLOCKS + 1)
+    upwards, numbers = numbers[:, -1:] < 0.5, numbers[:, :-1].reshape(-1, 4, BLOCKS)  # area, ratio, top, left
     least = max(1, size // SMALLEST)
     area = least + (np.maximum(counts[:, None], least) - least) * numbers[:, 0]  # [B, BLOCKS]
     ratio = LONGEST ** (2 * numbers[:, 1] - 1)
@@ -45,7 +46,8 @@ def block_masks(key: Sequence[int], indices: np.ndarray, grid: tuple[int, int], 
     row, column = row[:, None, None], column[:, None, None]
     covered = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)  # [L, B, BLOCKS]
     first = np.where(covered.any(2), covered.argmax(2), BLOCKS).T  # [B, L], the block that reaches a patch first
-    order = first.argsort(1, kind="stable")
+    place = np.where(upwards, np.arange(size)[::-1], np.arange(size))
+    order = (first * size + place).argsort(1)
     masks = np.empty(first.shape, dtype=bool)
     np.put_along_axis(masks, order, np.arange(size) < counts[:, None], 1)
     return masks

@@ -53,10 +53,8 @@ class CAN(Objective):
         z = self.projector(torch.cat([view.pool("mean") for view in visible]))
         z0, z1 = z.split(len(batch))
         contrast = nt_xent(z0, z1, self.config.temperature, negatives=self.negatives, counts=batch.counts)
-        pixels = torch.stack(
-            [self.reconstruction(batch, r, view) for r, view in zip(self.requests, visible, strict=True)]
-        )
-        return self.config.contrast_weight * contrast + (1 - self.config.contrast_weight) * pixels.mean()
+        pixels = [self.reconstruction(batch, *pair) for pair in zip(self.requests, visible, strict=True)]
+        return torch.lerp(torch.stack(pixels).mean(), contrast, self.config.contrast_weight)
 
     def reconstruction(self, batch: Batch, request: Request, visible: Encoded) -> Tensor:
         """The weighted mean of a view's two errors, of weight 1 in all."""

@@ -55,9 +55,7 @@ class CMAE(Objective):
         q = self.predictor(self.projector(self.feature_decoder(visible.patches, visible.ids_restore).mean(1)))
         with torch.no_grad():
             k = self.teacher_projector(batch.teacher[target].pool("mean"))
-        contrast = info_nce(
-            q, k, temperature=self.config.temperature, negatives=self.negatives, counts=batch.counts
-        )
+        contrast = info_nce(q, k, temperature=self.config.temperature, negatives=self.negatives, counts=batch.counts)
         return pixels + 2 * self.config.temperature * contrast
 
     def chance(self, batch: int) -> float:

@@ -22,9 +22,9 @@ class CPC(Objective):
 
         loss = mean over k, mean over patches of −log( exp(W_k c_rx · z_{r+k,x} / τ) / Σ_j exp(W_k c_rx · z_j / τ) )
 
-    j runs over the patches of rows k and below of all images: other columns and rows of the same image, and all of the
-    others. Predictions and embeddings are brought to the unit sphere and divided by τ, unlike in the papers: plain inner
-    products have no scale of their own, and a transformer's grow.
+    j runs over the patches of row k and those below, of all images: other columns and rows of the same image, and all
+    of the others. Predictions and embeddings are brought to the unit sphere and divided by τ, unlike in the papers:
+    plain inner products have no scale of their own, and a transformer's grow.
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:

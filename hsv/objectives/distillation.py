@@ -83,7 +83,7 @@ class Distillation(nn.Module):
         )
         if self.training and self.config.centring == "mean":
             # A new tensor: the backward pass still reads the old one.
-            self.centre = torch.lerp(teacher_mean.float(), self.centre, self.config.centre_momentum)
+            self.centre = torch.lerp(teacher_mean.to(self.centre.dtype), self.centre, self.config.centre_momentum)
         return loss
 
     def teacher_temperature(self, progress: Progress) -> float:

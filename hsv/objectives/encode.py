@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from hsv.data.hashing import hash_key
 from hsv.models import Encoder
+from hsv.objectives.noise import gaussian_noise
 from hsv.objectives.request import Causal, Drop, Encoded, Replace, Request, View
 from hsv_kernels import random_masking
 
@@ -76,7 +76,8 @@ def prepare(
     """The blocks' input for a request, and its result but for the tokens."""
     result = Encoded(None, None)
     if request.noise:
-        result.noise, result.noise_level = gaussian_noise(images, request, draw, number)
+        key, sigma = (draw.seed, draw.number, number), request.noise
+        result.noise, result.noise_level = gaussian_noise(images, sigma, request.noise_drawn, key, draw.first_index)
         images = images + result.noise
     ids_keep = None
     if isinstance(request.mask, Drop):
@@ -97,17 +98,6 @@ def prepare(
     if isinstance(request.mask, Causal):
         result.embedded = patches
     return encoder.with_prefix(patches, positions), result
-
-
-def gaussian_noise(images: Tensor, request: Request, draw: Draw, number: int) -> tuple[Tensor, Tensor]:
-    """Noise [B, C, H, W] and its standard deviations [B], a function of the draw alone."""
-    generator = torch.Generator(images.device)
-    generator.manual_seed(int(hash_key((draw.seed, draw.number, number, draw.first_index))[0] >> 1))
-    level = torch.full((len(images),), request.noise, device=images.device)
-    if request.noise_drawn:
-        level = level * torch.rand(len(images), generator=generator, device=images.device)
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return noise * level[:, None, None, None], level
 
 
 def causal_mask(encoder: Encoder, images: Tensor) -> Tensor:
