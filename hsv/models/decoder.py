@@ -32,7 +32,6 @@ class Decoder(nn.Module):
         self.head = nn.Linear(dim, out_dim)
         nn.init.normal_(self.mask_token, std=0.02)
 
-<<<<<<< HEAD
     def forward(self, tokens: Tensor, ids_restore: Tensor, condition: Tensor | None = None) -> Tensor:
         """Visible tokens [B, K, D] and their places `ids_restore` [B, L] to patches [B, L, p·q·C].
 
