@@ -16,7 +16,6 @@ from hsv.objectives.blocks import block_masks
 from hsv.objectives.codebook import Codebook, load_tokenizer
 from hsv.objectives.objective import Batch, Objective
 from hsv.objectives.request import Replace, Request, View
-from hsv_kernels import gather_tokens
 from hsv_kernels.distributed import rank_mean
 
 __all__ = ["BEiT"]
@@ -61,7 +60,7 @@ class BEiT(Objective):
         (request,) = self.requests
         encoded, targets = batch.student[request], self.tokens(batch.images[request.view])
         chosen = encoded.mask.argsort(dim=1, descending=True, stable=True)[:, : self.num_masked]  # [B, masked]
-        logits = self.classifier(gather_tokens(encoded.patches, chosen)).float()
+        logits = self.classifier(encoded.patches.take_along_dim(chosen[..., None], 1)).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.gather(1, chosen).flatten())
         return rank_mean(loss, len(batch))
 

@@ -51,7 +51,7 @@ class CAN(Objective):
     def forward(self, batch: Batch) -> Tensor:
         visible = [batch.student[request] for request in self.requests]
         z = self.projector(torch.cat([view.pool("mean") for view in visible]))
-        z0, z1 = z.split(len(batch))
+        z0, z1 = z.unflatten(0, (2, len(batch)))
         contrast = nt_xent(z0, z1, self.config.temperature, negatives=self.negatives, counts=batch.counts)
         pixels = [self.reconstruction(batch, *pair) for pair in zip(self.requests, visible, strict=True)]
         return torch.lerp(torch.stack(pixels).mean(), contrast, self.config.contrast_weight)

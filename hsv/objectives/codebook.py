@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from hsv.data.hashing import permutation, uniform
-from hsv_kernels import gather_patches
 
 __all__ = ["Codebook", "load_tokenizer"]
 
@@ -51,15 +50,14 @@ class Codebook(nn.Module):
         """Images [B, C, H, W] to the numbers of their patches' centres, int64 [B, L]."""
         with torch.autocast(images.device.type, enabled=False):
             patches = self.patches(images.float())
-            return nearest((patches.flatten(0, 1) - self.mean) @ self.whitening, self.centres).unflatten(
-                0, patches.shape[:2]
-            )
+            ids = nearest((patches.flatten(0, 1) - self.mean) @ self.whitening, self.centres)
+        return ids.unflatten(0, patches.shape[:2])
 
     def patches(self, images: Tensor) -> Tensor:
         """[B, L, p·q·C]."""
-        count = (images.shape[2] // self.patch_size[0]) * (images.shape[3] // self.patch_size[1])
-        every = torch.arange(count, device=images.device).expand(len(images), -1)
-        return gather_patches(images, every, self.patch_size)
+        p, q = self.patch_size
+        grid = images.unflatten(3, (-1, q)).unflatten(2, (-1, p))  # [B, C, rows, p, columns, q]
+        return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     @torch.no_grad()
     def fit(self, images: Iterator[Tensor], seed: int) -> None:

@@ -40,12 +40,15 @@ def hybrid_for(case: str) -> Hybrid:
     config = tiny_config("unused")
     config.objectives, config.encoder.drop_path, config.input.mean, config.input.std = [name], 0.0, [0.5], [0.25]
     narrow = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 12, "queue_size": 16, "num_locals": 1, "prototypes": 6}
+    narrow |= {"decoder_dim": 32, "decoder_depth": 1, "feature_depth": 1, "vocabulary": 8}
     for setting, value in {**narrow, **settings}.items():
         for section in (getattr(config, name), config.run):
             if hasattr(section, setting):
                 setattr(section, setting, value)
     torch.manual_seed(0)
-    return build_hybrid(config, build_encoder(config))
+    hybrid = build_hybrid(config, build_encoder(config))
+    hybrid.prepare(lambda: iter(torch.randn(4, 1, 8, 8)))
+    return hybrid
 
 
 def train(case: str, rank: int | None) -> tuple[list[Tensor], list[dict[str, Tensor]], dict[str, Tensor]]:
