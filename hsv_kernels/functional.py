@@ -197,9 +197,9 @@ def info_nce(
 
         loss_i = log(exp S_ii + Σ_{j ∈ N_i} exp S_ij) − S_ii
 
-    The queue is neither copied nor concatenated, and backward does not read it, so that `KeyQueue.push` may come before
-    it (the reference backend does read it, and a push before its backward raises). MoCo v3's published loss is
-    2 · temperature times this one, for both orders of the views: the caller scales and adds.
+    The queue is not concatenated, nor copied but by the reference backend, and backward does not read it, so that
+    `KeyQueue.push` may come before it. MoCo v3's published loss is 2 · temperature times this one, for both orders of
+    the views: the caller scales and adds.
 
     Args:
         q: [N, D] queries of any floating dtype.

@@ -97,7 +97,7 @@ def test_a_single_query_without_negatives(backend: str) -> None:
     assert loss.item() == 0 and (dq == 0).all()
 
 
-@not_reference
+@every_backend
 def test_a_push_before_backward_changes_nothing(backend: str) -> None:
     q, k, _ = problem(backend)
     torch.manual_seed(3)
@@ -130,7 +130,7 @@ def test_any_stride(backend: str) -> None:
     torch.testing.assert_close((other, other_dq), (loss, dq), rtol=1e-5, atol=1e-7)
 
 
-@not_reference
+@every_backend
 @pytest.mark.filterwarnings("ignore")
 def test_compiles_as_one_graph_with_the_push(backend: str) -> None:
     q, k, _ = problem(backend)

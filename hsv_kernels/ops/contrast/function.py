@@ -62,6 +62,8 @@ def similarity_logsumexp(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """lse [n], or (d, positive_logit) with positives."""
     if backend == "reference":
+        if k is not None and not k.requires_grad:
+            k = k.clone()  # a queue may be overwritten before backward, which runs the definition again
         return _reference_similarity_logsumexp(q, k, scale, *form)
     if is_square(k, form):
         return _differentiable_square_logsumexp(q, _scalar(scale, q), form.exclude_self, form.bfloat16, backend)[0]
