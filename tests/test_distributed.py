@@ -311,6 +311,14 @@ def test_logsumexp_over_ranks(ranks, world):
         torch.testing.assert_close(result["reduced", world], expected)
 
 
+def test_no_rows_anywhere():
+    student, teacher = torch.zeros(1, 0, 5, requires_grad=True), torch.zeros(1, 0, 5)
+    centre = distributed.sinkhorn_centre(teacher, 0.05)
+    loss, mean = distributed.distillation_loss(student, teacher, centre=centre, weights=torch.zeros(0), samples=4)
+    loss.backward()
+    assert loss == 0 and mean.eq(0).all() and student.grad.shape == student.shape
+
+
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="negatives must be one of gather, ring, local; got 'all'"):
         distributed.nt_xent(torch.ones(2, 3), torch.ones(2, 3), negatives="all")

@@ -85,7 +85,8 @@ def sinkhorn_centre(
 ) -> Tensor:
     """`hsv_kernels.sinkhorn_centre` with the samples of all ranks, of which this one may have none.
 
-    A prototype's sum over ranks is a log-sum-exp of theirs, so that no rank's exponentials overflow.
+    A prototype's sum over ranks is a log-sum-exp of theirs, so that no rank's exponentials overflow. Without samples on
+    any rank the centre is −inf, which a loss without rows does not read.
     """
-    reduce = None if world_size() == 1 else logsumexp_over_ranks
-    return functional.sinkhorn_centre(teacher, temperature, iterations=iterations, reduce=reduce, backend=backend)
+    options = {"iterations": iterations, "reduce": logsumexp_over_ranks, "backend": backend}
+    return functional.sinkhorn_centre(teacher, temperature, **options)
