@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import page, results
 
-NAMES = ["contrast", "cosine", "masking", "reconstruction", "teacher", "step"]  # of bench_<name>.py
+NAMES = ["contrast", "cosine", "distillation", "masking", "reconstruction", "teacher", "step"]  # of bench_<name>.py
 SETTINGS = {"as it is": "0", "huge pages for all": "1"}  # of THP_MEM_ALLOC_ENABLE
 
 

@@ -37,6 +37,10 @@ def _targets() -> Iterator[Target]:
         yield Target(operation, shape, "float32", "both", "eager", eager)
         yield Target(operation, shape, "float32", "both", "torch.compile", compiled)
 
+    dino = {"N": 32, "crops": 10, "K": 65536}
+    for against, times in (("eager", 8), ("torch.compile", 2.5), ("rewritten, compiled", 1.8)):
+        yield Target("distillation_loss", dino, "float32", "both", against, times)
+
 
 TARGETS = list(_targets())
 EXTRA_MIB = 20  # at most, for nt_xent at N = 4,096, forward and backward

@@ -267,6 +267,21 @@ def test_a_common_offset_changes_nothing(backend: str) -> None:
         assert_accurate(x, y, z, torch.float32, DINO.K)
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpu"])
+def test_threads_do_not_decide_the_bits(backend: str) -> None:
+    case = Case(2, 3, 21, 2050)
+    given = problem(case, backend)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5, 16):
+            torch.set_num_threads(count)
+            mean = distillation_loss(given.student, given.teacher, backend=backend)[1]
+            found.append((*evaluate(case, backend, given, "none"), mean, sinkhorn_centre(given.teacher, 0.1)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(other, found[0], strict=True))
+
+
 @every_backend
 def test_backward_twice_gives_equal_gradients(backend: str) -> None:
     given = problem(DINO, backend)

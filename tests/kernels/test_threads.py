@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hsv_kernels import (
+    distillation_loss,
     gather_patches,
     gather_tokens,
     masked_mse,
@@ -23,6 +24,7 @@ from hsv_kernels import (
     random_masking,
     restore_tokens,
     similarity_logsumexp,
+    sinkhorn_centre,
     use_backend,
 )
 from hsv_kernels.backends import compiled_module
@@ -95,6 +97,12 @@ def run_negative_cosine() -> list[Tensor]:
     return with_gradients(negative_cosine(p, z, reduction="none"), p, z)
 
 
+def run_distillation_loss() -> list[Tensor]:
+    student, teacher = normal(5, 33, 2048), normal(2, 33, 2048).detach()
+    loss, mean = distillation_loss(student, teacher, reduction="none")
+    return [mean, *with_gradients(loss, student)]
+
+
 #: Each with work for eight threads; results and gradients.
 OPERATIONS: dict[str, Callable[[], list[Tensor]]] = {
     "nt_xent": run_nt_xent,
@@ -110,6 +118,8 @@ OPERATIONS: dict[str, Callable[[], list[Tensor]]] = {
     "restore_tokens": run_restore_tokens,
     "masked_mse": run_masked_mse,
     "negative_cosine": run_negative_cosine,
+    "distillation_loss": run_distillation_loss,
+    "sinkhorn_centre": lambda: [sinkhorn_centre(normal(150, 2048).detach(), 0.1)],
 }
 each = pytest.mark.parametrize("name", OPERATIONS)
 

@@ -1,0 +1,173 @@
+"""Self-distillation's cross-entropy over views, and Sinkhorn–Knopp, against the same formulas in plain PyTorch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.cases import DEVICE, QUICK, Case, Provider, Work
+from bench.providers import Loss, compiled
+from hsv_kernels import distillation_loss, sinkhorn_centre
+
+STUDENT, TEACHER, EPSILON = 0.1, 0.04, 0.05  # temperatures
+GLOBAL, CROPS = 2, 10
+BATCH, CLASSES = (2, 300) if QUICK else (32, 65536)  # of DINO
+PATCHES, PATCH_CLASSES = (8, 100) if QUICK else (2048, 8192)  # of iBOT: masked patches of a batch
+SAMPLES, PROTOTYPES = (8, 30) if QUICK else (512, 3000)  # of SwAV
+
+
+def hsv(centre: Tensor, *views: Tensor) -> Tensor:
+    return distillation_loss(views[GLOBAL:], views[:GLOBAL], centre=centre)[0]
+
+
+def eager(centre: Tensor, *views: Tensor) -> Tensor:
+    """As in DINO: the loss of each pair of views, from probabilities and log-probabilities."""
+    targets = [((x - centre) / TEACHER).softmax(-1) for x in views[:GLOBAL]]
+    logs = [(x / STUDENT).log_softmax(-1) for x in views[GLOBAL:]]
+    losses = [-(q * p).sum(-1).mean() for t, q in enumerate(targets) for s, p in enumerate(logs) if s != t]
+    return sum(losses) / len(losses)
+
+
+def rewritten(centre: Tensor, *views: Tensor) -> Tensor:
+    """lse − ⟨q, s⟩ for each student, the targets of the two teachers summed first."""
+    q0, q1 = (((x - centre) / TEACHER).softmax(-1) for x in views[:GLOBAL])
+    targets = [(1, q1), (1, q0)] + [(2, q0 + q1)] * (CROPS - GLOBAL)
+    loss = 0
+    for (count, q), student in zip(targets, views[GLOBAL:], strict=True):
+        x = student / STUDENT
+        loss = loss + (count * x.logsumexp(-1) - (q * x).sum(-1)).mean()
+    return loss / (GLOBAL * (CROPS - 1))
+
+
+def lightly() -> Loss:
+    from lightly.loss import DINOLoss
+
+    module = DINOLoss(CLASSES)
+
+    def run(centre: Tensor, *views: Tensor) -> Tensor:
+        module.center = centre[None, None]  # the module moves it on after the loss
+        return module(list(views[:GLOBAL]), list(views[GLOBAL:]))
+
+    return run
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """A centre, the teacher's views and the student's, which require grad."""
+    torch.manual_seed(0)
+    centre = 0.1 * torch.randn(CLASSES, device=DEVICE)
+    views = [torch.randn(BATCH, CLASSES, dtype=dtype, device=DEVICE) for _ in range(GLOBAL + CROPS)]
+    return centre, *views[:GLOBAL], *(x.requires_grad_() for x in views[GLOBAL:])
+
+
+def work_of(teacher: float, student: float) -> dict[str, Work]:
+    """All logits are read in either direction, with an exponential for each; the student's gradient is written."""
+    logits = teacher + student
+    forward, backward = 4 * logits, 4 * (logits + student)
+    return {
+        "forward": Work(bytes=forward, exponentials=logits),
+        "backward": Work(bytes=backward, exponentials=logits),
+        "both": Work(bytes=forward + backward, exponentials=2 * logits),
+    }
+
+
+def views_case() -> Case:
+    return Case(
+        operation="distillation_loss",
+        shape={"N": BATCH, "crops": CROPS, "K": CLASSES},
+        products="float32",
+        inputs=inputs,
+        providers={
+            "hsv": Provider(lambda: hsv),
+            "eager": Provider(lambda: eager),
+            "torch.compile": Provider(compiled(eager)),
+            "rewritten, compiled": Provider(compiled(rewritten)),
+            "lightly": Provider(lightly, note="moves the centre too"),
+        },
+        work=work_of(GLOBAL * BATCH * CLASSES, CROPS * BATCH * CLASSES),
+        seconds=20,
+    )
+
+
+def hsv_patches(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    return distillation_loss(student, teacher, weights=weights, reduction="sum")[0]
+
+
+def eager_patches(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """As in iBOT, its weights being 1 / (masked patches of the image) / images."""
+    losses = -((teacher / TEACHER).softmax(-1) * (student / STUDENT).log_softmax(-1)).sum(-1)
+    return (losses * weights).sum()
+
+
+def patch_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(PATCHES, PATCH_CLASSES, dtype=dtype, device=DEVICE) for _ in range(2))
+    return student.requires_grad_(), teacher, torch.rand(PATCHES, device=DEVICE) / PATCHES
+
+
+def patches_case() -> Case:
+    return Case(
+        operation="distillation_loss of patches",
+        shape={"N": PATCHES, "K": PATCH_CLASSES},
+        products="float32",
+        inputs=patch_inputs,
+        providers={
+            "hsv": Provider(lambda: hsv_patches),
+            "eager": Provider(lambda: eager_patches),
+            "torch.compile": Provider(compiled(eager_patches)),
+        },
+        work=work_of(PATCHES * PATCH_CLASSES, PATCHES * PATCH_CLASSES),
+        seconds=6,
+    )
+
+
+def hsv_sinkhorn(logits: Tensor) -> Tensor:
+    return sinkhorn_centre(logits, EPSILON)
+
+
+def eager_sinkhorn(logits: Tensor) -> Tensor:
+    """The same centre, from the log-sums of columns and rows in turn."""
+    x = logits / EPSILON
+    v = x.logsumexp(0)
+    for _ in range(2):
+        v = (x - (x - v).logsumexp(1, keepdim=True)).logsumexp(0)
+    return EPSILON * v
+
+
+def published_sinkhorn(logits: Tensor) -> Tensor:
+    """SwAV's assignments, from exponentials of the logits as they are."""
+    q = (logits / EPSILON).exp().T
+    q = q / q.sum()
+    for _ in range(3):
+        q = q / q.sum(1, keepdim=True) / q.shape[0]
+        q = q / q.sum(0, keepdim=True) / q.shape[1]
+    return (q * q.shape[1]).T
+
+
+def sinkhorn_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    return (torch.rand(SAMPLES, PROTOTYPES, dtype=dtype, device=DEVICE) - 0.5,)
+
+
+def sinkhorn_case() -> Case:
+    values = SAMPLES * PROTOTYPES
+    return Case(
+        operation="sinkhorn_centre",
+        shape={"N": SAMPLES, "K": PROTOTYPES},
+        products="float32",
+        inputs=sinkhorn_inputs,
+        kinds=("forward",),
+        providers={
+            "hsv": Provider(lambda: hsv_sinkhorn),
+            "eager": Provider(lambda: eager_sinkhorn),
+            "torch.compile": Provider(compiled(eager_sinkhorn)),
+            "SwAV": Provider(lambda: published_sinkhorn, note="gives the assignments", compared=False),
+        },
+        work={"forward": Work(bytes=12 * values, exponentials=3 * values)},
+    )
+
+
+CASES = [views_case(), patches_case(), sinkhorn_case()]
+
+
+def test_speed(case: Case, mode: str, provider: str, record: Callable[[Case, str, str], None]) -> None:
+    record(case, mode, provider)
