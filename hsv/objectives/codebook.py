@@ -42,9 +42,10 @@ class Codebook(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         size = patch_size[0] * patch_size[1] * channels
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("whitening", torch.zeros(size, size))
-        self.register_buffer("centres", torch.zeros(count, size))
+        # Frozen parameters and not buffers: DDP gives every rank those of the first before it begins.
+        self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.whitening = nn.Parameter(torch.zeros(size, size), requires_grad=False)
+        self.centres = nn.Parameter(torch.zeros(count, size), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to the numbers of their patches' centres, int64 [B, L]."""

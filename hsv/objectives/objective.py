@@ -76,7 +76,7 @@ class Objective(nn.Module):
     def prepare(self, images: Iterator[Tensor]) -> None:
         """Fit what training starts from to training images [C, H, W], normalised. Called once, when a run begins.
 
-        Every rank is given the same images, and must come to the same result; it is saved with the model.
+        Every rank is given the same images. What it fits are frozen parameters: saved, and made equal over ranks.
         """
 
     def before_update(self) -> None:

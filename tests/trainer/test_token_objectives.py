@@ -189,7 +189,7 @@ def test_codebook_whitens_and_finds_clusters():
     codebook.fit(iter(images), seed=0)
     again = Codebook(24, (2, 2), 3)
     again.fit(iter(images), seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(codebook.buffers(), again.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(codebook.parameters(), again.parameters(), strict=True))
 
     x = (codebook.patches(images).flatten(0, 1) - codebook.mean) @ codebook.whitening
     ids = codebook(images)
@@ -199,6 +199,22 @@ def test_codebook_whitens_and_finds_clusters():
     covariance = x.T @ x / len(x)
     off = covariance - covariance.diag().diag()
     assert off.abs().max() < 1e-3 and covariance.diag().max() < 1.001
+
+
+def test_codebook_is_fitted_once_a_run(tmp_path, monkeypatch):
+    fitted, fit = [], Codebook.fit
+
+    def counted(self, images, seed):
+        fitted.append(len(images := list(images)))
+        fit(self, iter(images), seed)
+
+    monkeypatch.setattr(Codebook, "fit", counted)
+    summary = hsv.pretrain(small("beit", tmp_path / "run", steps=2, checkpoint_every=1))
+    (tmp_path / "run/checkpoints/step-00000002.pt").unlink()
+    hsv.pretrain(small("beit", tmp_path / "run", steps=2), resume=True)
+    assert fitted == [200]
+    centres = read_checkpoint(summary.run_dir)["model"]["objectives.beit.tokenizer.centres"]
+    assert centres.shape == (32, 4) and len(centres.unique(dim=0)) == 32
 
 
 def test_codebook_has_no_empty_cluster_on_noise():
