@@ -89,13 +89,14 @@ class _PairLoss(nn.Module):
             indices_tuple: (anchors, positives, anchors, negatives), or triplets (anchors, positives, negatives), in
                 place of the labels' pairs; int64 [P] or [M] each.
             ref_emb: [M, D] references; None is the anchors themselves, without each one's pair with itself.
-            ref_labels: [M]; None is `labels`.
+            ref_labels: [M]; None, or the very tensor `labels`, says that row i of ref_emb is anchor i: no pair of it.
 
         Returns:
             A scalar; 0 with a zero gradient where there is no positive or no negative pair.
 
         Raises:
             ValueError: neither labels nor indices_tuple, labels that do not fit, embeddings that are no matrix.
+            IndexError: labels for fewer rows of ref_emb than there are anchors.
         """
         _check_labels("embeddings", embeddings, labels)
         if labels is None and indices_tuple is None:
@@ -111,6 +112,9 @@ class _PairLoss(nn.Module):
             losses = self._of_pairs(q, k, *_four(indices_tuple, embeddings.device))
         else:
             same = key_labels is None or key_labels is labels
+            if same and len(k) < len(q):
+                raise IndexError(f"ref_emb without ref_labels needs the {len(q)} rows of embeddings; got {len(k)}")
+            k = k[: len(q)] if same and len(k) > len(q) else k
             losses = self._of_labels(q, k, *_integers(labels, labels if same else key_labels, q.device), same)
         return (embeddings * 0).sum() if losses is None else self.reduce(losses)
 
@@ -145,8 +149,7 @@ class NTXentLoss(_PairLoss):
 
     def _of_labels(self, q: Tensor, k: Tensor, q_labels: Tensor, k_labels: Tensor, same: bool) -> Tensor | None:
         a, p = matching_pairs(q_labels, k_labels, 0 if same else None)
-        negatives = len(q) * len(k) - len(a) - (min(len(q), len(k)) if same else 0)
-        if _too_few(len(a), negatives):
+        if _too_few(len(a), len(q) * (len(k) - same) - len(a)):
             return None
         keys = None if k is q else k
         lse = similarity_logsumexp(q, keys, scale=1 / self.temperature, q_labels=q_labels, k_labels=k_labels)
@@ -185,11 +188,9 @@ class SupConLoss(_PairLoss):
         sums = k.new_zeros(classes, k.shape[1]).index_add(0, k_labels, k)[q_labels]
         counts = k_labels.bincount(minlength=classes)[q_labels]
         if same:
-            rows = min(len(q), len(k))
-            own = torch.zeros_like(sums).index_add(0, torch.arange(rows, device=q.device), k[:rows])
-            sums, counts = sums - own, counts - (torch.arange(len(q), device=q.device) < rows).long()
+            sums, counts = sums - k, counts - 1
         pairs = int(counts.sum())
-        if _too_few(pairs, len(q) * len(k) - pairs - (min(len(q), len(k)) if same else 0)):
+        if _too_few(pairs, len(q) * (len(k) - same) - pairs):
             return None
         mean = (q * sums).sum(1) * scale / counts.clamp_min(1)
         return torch.where(counts > 0, lse - mean, 0)

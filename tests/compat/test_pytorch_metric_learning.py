@@ -7,6 +7,7 @@ import torch
 from parity import assert_same, error_of, leaves
 from torch import Tensor
 
+from hsv_kernels import nt_xent
 from hsv_kernels.compat import pytorch_metric_learning as ours
 
 pytest.importorskip("pytorch_metric_learning")
@@ -66,6 +67,14 @@ def test_references(name: str) -> None:
     assert_same(*_both(name), x, labels, None, other, torch.tensor([1, 1, 0, 4, 3, 3, 9, 5, 0]), rtol=1e-4)
     assert_same(*_both(name), x, labels, ref_emb=equal, rtol=1e-4)  # labels of the anchors: pair (i, i) is left out
     assert_same(*_both(name), x, labels, ref_emb=equal, ref_labels=labels.clone(), rtol=1e-4)  # and here it is not
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_references_of_other_length_without_labels(name: str) -> None:
+    x, more = leaves((12, 8), (15, 8))
+    assert_same(*_both(name), x, LABELS["classes"], None, more, rtol=1e-4)
+    calls = [lambda loss=loss: loss(more, torch.zeros(15), None, x) for loss in _both("NTXentLoss")]
+    assert [error_of(call) for call in calls] == [IndexError, IndexError]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,3 +143,14 @@ def test_strided_rows_of_many_positives() -> None:
     (x,) = leaves((32, 40))
     for name in NAMES:
         assert_same(*_both(name), x.T, torch.arange(40) % 2, rtol=1e-4, inputs=[x])
+
+
+def test_memory_grows_with_pairs_alone() -> None:
+    """Two views of 1,024: positives times negatives are 34 GB of float32."""
+    z0, z1 = leaves((1024, 16), (1024, 16))
+    labels = torch.arange(1024).repeat(2)
+
+    def loss(z0: Tensor, z1: Tensor) -> Tensor:
+        return ours.NTXentLoss(0.1)(torch.cat([z0, z1]), labels)
+
+    assert_same(lambda *views: nt_xent(*views, 0.1), loss, z0, z1)
