@@ -9,12 +9,17 @@ from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, rank
 from hsv_kernels.distributed.collectives import row_counts
 from hsv_kernels.functional import similarity_logsumexp
 
-__all__ = ["gathered", "queue_losses", "two_view_loss", "unit_rows", "unread_by_backward"]
+__all__ = ["gathered", "inverse", "queue_losses", "two_view_loss", "unit_rows", "unread_by_backward"]
 
 
 def unit_rows(x: Tensor) -> Tensor:
     """x / max(‖x‖, 1e-12) by rows, in float32 at least and rounded to the dtype of x."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1).to(x.dtype)
+
+
+def inverse(temperature: float | Tensor) -> float | Tensor:
+    """1 / temperature, of a number of any type or a tensor of one value: what `similarity_logsumexp` takes as scale."""
+    return 1 / temperature.reshape(()) if isinstance(temperature, Tensor) else 1 / float(temperature)
 
 
 def gathered(rows: Tensor) -> tuple[Tensor, int]:
@@ -26,7 +31,7 @@ def gathered(rows: Tensor) -> tuple[Tensor, int]:
 def queue_losses(q: Tensor, k: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
     """log(1 + Σ_j exp(q_i · queue_j / τ − q_i · k_i / τ)) [N], of rows as they are, in the dtype of the queue."""
     q, k = q.to(queue.dtype), k.to(queue.dtype)
-    d, _ = similarity_logsumexp(q, queue, scale=1 / temperature, positive=k)
+    d, _ = similarity_logsumexp(q, queue, scale=inverse(temperature), positive=k)
     return F.softplus(d, threshold=40)
 
 
@@ -36,7 +41,7 @@ def two_view_loss(out0: Tensor, out1: Tensor, temperature: float | Tensor, gathe
     partner = torch.arange(len(z), device=z.device).roll(len(out0))
     every, start = gathered(z) if gather else (None, 0)
     d, _ = similarity_logsumexp(
-        z, every, scale=1 / temperature, exclude_self=True, self_offset=start, positive=partner + start
+        z, every, scale=inverse(temperature), exclude_self=True, self_offset=start, positive=partner + start
     )
     losses = F.softplus(d, threshold=40)
     return mean_over_ranks(losses.sum(), len(losses)) if gather else losses.mean()

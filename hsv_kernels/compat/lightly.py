@@ -77,7 +77,7 @@ class NTXentLoss(nn.Module):
         if gather or isinstance(self.temperature, Tensor) or self.temperature < 0:
             return two_view_loss(out0, out1, self.temperature, gather)
         dtype = torch.promote_types(out0.dtype, out1.dtype)
-        return nt_xent(out0.to(dtype), out1.to(dtype), self.temperature)
+        return nt_xent(out0.to(dtype), out1.to(dtype), float(self.temperature))
 
     def _against_bank(self, out0: Tensor, out1: Tensor, gather: bool) -> Tensor:
         if self.memory_bank.keys.device != out0.device:
@@ -244,7 +244,7 @@ class DINOLoss(nn.Module):
         loss, mean = distillation_loss(
             list(student_out),
             [view.detach().to(student_out[0].dtype) for view in teacher_out],
-            student_temperature=self.student_temp,
+            student_temperature=float(self.student_temp),
             teacher_temperature=_temperature(teacher_temp, student_out[0]),
             centre=self.center.flatten(),
         )
@@ -306,7 +306,7 @@ class IBOTPatchLoss(nn.Module):
         loss, mean = distillation_loss(
             student_out,
             teacher_out.detach().to(student_out.dtype),
-            student_temperature=self.student_temp,
+            student_temperature=float(self.student_temp),
             teacher_temperature=_temperature(self.teacher_temp if teacher_temp is None else teacher_temp, student_out),
             centre=self.center.value.flatten(),
             weights=(1 / counts.clamp_min(1))[image],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsv_kernels.compat.contrast import unit_rows
+from hsv_kernels.compat.contrast import inverse, unit_rows
 from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
 from hsv_kernels.functional import similarity_logsumexp
 
@@ -152,14 +152,14 @@ class NTXentLoss(_PairLoss):
         if _too_few(len(a), len(q) * (len(k) - same) - len(a)):
             return None
         keys = None if k is q else k
-        lse = similarity_logsumexp(q, keys, scale=1 / self.temperature, q_labels=q_labels, k_labels=k_labels)
-        return F.softplus(lse[a] - pair_logits(q, k, a, p, 1 / self.temperature), threshold=40)
+        lse = similarity_logsumexp(q, keys, scale=inverse(self.temperature), q_labels=q_labels, k_labels=k_labels)
+        return F.softplus(lse[a] - pair_logits(q, k, a, p, inverse(self.temperature)), threshold=40)
 
     def _of_pairs(self, q: Tensor, k: Tensor, a1: Tensor, p: Tensor, a2: Tensor, n: Tensor) -> Tensor | None:
         if _too_few(len(a1), len(a2)):
             return None
-        lse = logsumexp_by_anchor(pair_logits(q, k, a2, n, 1 / self.temperature), a2, len(q))
-        return F.softplus(lse[a1] - pair_logits(q, k, a1, p, 1 / self.temperature), threshold=40)
+        lse = logsumexp_by_anchor(pair_logits(q, k, a2, n, inverse(self.temperature)), a2, len(q))
+        return F.softplus(lse[a1] - pair_logits(q, k, a1, p, inverse(self.temperature)), threshold=40)
 
 
 class SupConLoss(_PairLoss):
@@ -180,7 +180,7 @@ class SupConLoss(_PairLoss):
         super().__init__(temperature, **kwargs)
 
     def _of_labels(self, q: Tensor, k: Tensor, q_labels: Tensor, k_labels: Tensor, same: bool) -> Tensor | None:
-        scale = 1 / self.temperature
+        scale = inverse(self.temperature)
         lse = similarity_logsumexp(q, None if k is q else k, scale=scale, exclude_self=same)
         dtype = torch.promote_types(q.dtype, torch.float32)
         q, k = q.to(dtype), k.to(dtype)
@@ -203,7 +203,7 @@ class SupConLoss(_PairLoss):
         if len(pairs.unique()) != len(pairs):
             raise AssertionError("indices_tuple must not name a pair as positive and as negative")
         anchor = pairs // len(k)
-        logits = pair_logits(q, k, anchor, pairs % len(k), 1 / self.temperature)
+        logits = pair_logits(q, k, anchor, pairs % len(k), inverse(self.temperature))
         lse = logsumexp_by_anchor(logits, anchor, len(q))
         anchor = anchor[: len(positive)]
         counts = anchor.bincount(minlength=len(q))

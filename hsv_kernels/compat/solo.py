@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsv_kernels.compat.centre import moved
-from hsv_kernels.compat.contrast import gathered, queue_losses, unit_rows
+from hsv_kernels.compat.contrast import gathered, inverse, queue_losses, unit_rows
 from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
 from hsv_kernels.distributed import distillation_loss, mean_over_ranks, world_size
 from hsv_kernels.functional import negative_cosine, similarity_logsumexp
@@ -41,9 +41,9 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     """
     z = unit_rows(z)
     (keys, start), (ids, _) = gathered(z), gathered(indexes)
-    negatives = similarity_logsumexp(z, keys, scale=1 / temperature, q_labels=indexes, k_labels=ids)
+    negatives = similarity_logsumexp(z, keys, scale=inverse(temperature), q_labels=indexes, k_labels=ids)
     i, j = matching_pairs(indexes, ids, start)
-    positives = logsumexp_by_anchor(pair_logits(z, keys, i, j, 1 / temperature), i, len(z))
+    positives = logsumexp_by_anchor(pair_logits(z, keys, i, j, inverse(temperature)), i, len(z))
     losses = F.softplus(negatives - positives, threshold=40)
     return mean_over_ranks(losses.sum(), len(losses))
 
@@ -61,7 +61,7 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
     q, k = unit_rows(query), unit_rows(key)
     every, start = gathered(k.detach() if world_size() > 1 else k)
     positive = torch.arange(start, start + len(q), device=q.device)
-    d, _ = similarity_logsumexp(q, every, scale=1 / temperature, positive=positive)
+    d, _ = similarity_logsumexp(q, every, scale=inverse(temperature), positive=positive)
     losses = F.softplus(d, threshold=40)
     return mean_over_ranks(losses.sum(), len(losses)) * (2 * temperature)
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,10 +51,16 @@ def test_nt_xent_of_strided_rows_and_of_one_view_with_a_gradient() -> None:
     assert_same(theirs.NTXentLoss(), ours.NTXentLoss(), *views, inputs=[a])
 
 
-def test_nt_xent_with_a_learned_temperature() -> None:
-    x, temperature = leaves((5, 8), (5, 8)), torch.tensor(0.3, requires_grad=True)
-    modules = [m.NTXentLoss(temperature) for m in (theirs, ours)]
-    assert_same(*modules, *x, inputs=[*x, temperature])
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("size", [0, (6, 8)])
+def test_nt_xent_with_a_learned_temperature(size: int | tuple[int, int], shape: tuple[int, ...]) -> None:
+    x, temperature = leaves((5, 8), (5, 8)), torch.full(shape, 0.3, requires_grad=True)
+    assert_same(*_banks(size, temperature), *x, inputs=[*x, temperature])
+
+
+def test_temperatures_of_numpy() -> None:
+    for temperature in (np.float32(0.25), np.float64(0.25), 1):
+        assert_same(*(m.NTXentLoss(temperature) for m in (theirs, ours)), *leaves((5, 8), (5, 8)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -64,7 +71,7 @@ def test_half_precision_is_nearer_the_truth(dtype: torch.dtype) -> None:
     assert error <= max(abs(theirs.NTXentLoss(0.1)(*x).double() - truth), 1e-3 * truth)
 
 
-def _banks(size: tuple[int, int], temperature: float = 0.2) -> tuple[nn.Module, nn.Module]:
+def _banks(size: int | tuple[int, int], temperature: float | Tensor = 0.2) -> tuple[nn.Module, nn.Module]:
     """Two losses whose banks begin with the same keys."""
     torch.manual_seed(0)
     original = theirs.NTXentLoss(temperature, memory_bank_size=size)
