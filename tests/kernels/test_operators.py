@@ -11,7 +11,15 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hsv_kernels import gather_tokens, masked_mse, negative_cosine, nt_xent, random_masking, restore_tokens
+from hsv_kernels import (
+    distillation_loss,
+    gather_tokens,
+    masked_mse,
+    negative_cosine,
+    nt_xent,
+    random_masking,
+    restore_tokens,
+)
 from hsv_kernels.backends import interpreting
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="the calls here are of CPU kernels")
@@ -24,6 +32,11 @@ MASK = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
 #: Operation: a function of two tensors [2, 3, 8], and the operators of its forward and backward.
 OPERATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[str, ...], tuple[str, ...]]] = {
     "nt_xent": (lambda x, y: nt_xent(x.flatten(1), y.flatten(1), 0.3), ("nt_xent",), ("nt_xent_backward",)),
+    "distillation_loss": (
+        lambda x, y: distillation_loss([x[0], x[1:], y[1]], y.detach())[0],
+        ("distillation_loss",),
+        ("distillation_loss_backward",),
+    ),
     "masked_mse": (lambda x, y: masked_mse(x, IMAGES, MASK, 2), ("masked_mse",), ("masked_mse_backward",)),
     "negative_cosine": (
         lambda x, y: negative_cosine(x.flatten(1), y.flatten(1)),
