@@ -6,6 +6,8 @@
 # make lint         formatting and static checks
 # make bench        time and memory against what else there is (a quarter of an hour; QUICK=1: small sizes, nothing kept)
 # make bench-check  what got slower between two result files [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]
+# make methods      train each method's small preset on a folder of images and write docs/methods.md: DATA=FOLDER
+#                   [MINUTES=5] [METHODS=simclr,mae] [THREADS=2] [JOBS=1]
 # make gpu          prove and measure the kernels on a GPU [PART=test|contrast|memory-bound|end-to-end] [FULL=1]
 #                   [RESULTS=FOLDER] [GPU_PYTHON=python3, whose packages are used as they are: nothing is installed]
 PYTHON ?= python3
@@ -16,7 +18,7 @@ OLDEST := .venv-oldest
 ORIGINALS := lightly==1.6.* pytorch-metric-learning==2.9.*
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test aot-table aot-oldest sanitize lint bench bench-check gpu clean prerequisites
+.PHONY: help demo test aot-table aot-oldest sanitize lint bench bench-check methods gpu clean prerequisites
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -74,6 +76,10 @@ bench: $(VENV)/installed
 
 bench-check: $(VENV)/installed
 	$(BIN)/python -m bench.check $(if $(BASE),--base $(BASE)) $(if $(NEW),--new $(NEW)) $(if $(TOLERANCE),--tolerance $(TOLERANCE))
+
+methods: $(VENV)/installed
+	$(BIN)/python -m bench.methods --data '$(DATA)' $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(METHODS),--methods '$(METHODS)') $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
 
 gpu: $(if $(GPU_PYTHON),,$(VENV)/installed)
 	$(or $(GPU_PYTHON),$(BIN)/python) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(FULL),--full) \

@@ -93,12 +93,18 @@ def report(arguments: Namespace) -> int:
 
 
 def presets(arguments: Namespace) -> int:
-    """`hsv presets`: the names with their first line, or one preset whole."""
+    """`hsv presets`: the names in groups, each with its first line, or one preset whole."""
     if arguments.name:
         print(preset_path(arguments.name).read_text(), end="")
         return 0
+    groups: dict[str, list[str]] = {}
     for name in preset_names():
-        print(f"{name:12} {preset_path(name).read_text().splitlines()[0].removeprefix('# ')}")
+        start = preset_named_in(preset_path(name))
+        groups.setdefault(f"one method over {start}" if start else "any objectives", []).append(name)
+    for title, names in sorted(groups.items()):
+        print(f"{title}:")
+        for name in names:
+            print(f"  {name:12} {preset_path(name).read_text().splitlines()[0].removeprefix('# ')}")
     return 0
 
 
@@ -153,7 +159,7 @@ def _pretrain_parser(defaults: list[str]) -> ArgumentParser:
         "--preset and --resume.",
         default_config_files=defaults,
     )
-    parser.add_argument("--preset", help=f"configuration to start from: {', '.join(preset_names())}")
+    parser.add_argument("--preset", help="configuration to start from; `hsv presets` lists them")
     parser.add_argument("--resume", help="folder of a run to go on with, under its own configuration")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_class_arguments(Config)

@@ -19,7 +19,7 @@ from hsv.evaluate.linear import few_label_accuracy, linear_accuracy
 from hsv.export import load_encoder
 from hsv.models import Encoder
 
-__all__ = ["embed", "evaluate", "format_table", "labelled_parts", "run_folder"]
+__all__ = ["embed", "evaluate", "format_table", "labelled_parts", "run_folder", "untrained_encoder"]
 
 HELD_OUT = 5  # without a test part, every fifth labelled image is one
 
@@ -79,7 +79,7 @@ def evaluate(
         return extract_features(encoder, source, **network)
 
     def untrained(source: Source) -> Features:
-        return extract_features(_untrained(encoder, seed), source, **network)
+        return extract_features(untrained_encoder(encoder, seed), source, **network)
 
     def pixels(source: Source) -> Features:
         return pixel_features(source, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std, **extraction)
@@ -226,7 +226,7 @@ def _open_test(data: str | Path, limit: int | None) -> Source | None:
     return _labelled(test, data)
 
 
-def _untrained(encoder: Encoder, seed: int) -> Encoder:
+def untrained_encoder(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same shape with fresh weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,10 +1,12 @@
-"""Two numbers that tell whether an encoder still tells images apart."""
+"""Two numbers that tell whether an encoder still tells images apart, and the sentence that they come to."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["effective_rank", "feature_spread"]
+__all__ = ["collapse_verdict", "effective_rank", "feature_spread"]
+
+LEAST_SPREAD, LEAST_RANK = 0.1, 2.0
 
 
 def _check(z: Tensor) -> Tensor:
@@ -33,3 +35,12 @@ def effective_rank(z: Tensor) -> Tensor:
     sigma = torch.linalg.svdvals(z - z.mean(0))  # [min(n, D)]
     p = sigma / sigma.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return torch.where(sigma.sum() > 0, torch.special.entr(p).sum().exp(), torch.zeros_like(p[0]))
+
+
+def collapse_verdict(*, spread: float | None = None, rank: float | None = None) -> str | None:
+    """What to tell of features with this spread and effective rank; None when nothing is wrong with them."""
+    if spread is not None and spread < LEAST_SPREAD:
+        return f"collapsed: all features point the same way (feature spread {spread:.2g}, below {LEAST_SPREAD:g})"
+    if rank is not None and rank < LEAST_RANK:
+        return f"collapsed: features vary along one direction (effective rank {rank:.2g}, below {LEAST_RANK:g})"
+    return None

@@ -8,7 +8,7 @@ from hsv import load_encoder
 from hsv.cli import main
 from hsv.data import digits
 from hsv.evaluate import embed, evaluate, extract_features, format_table, knn_accuracy
-from hsv.evaluate.run import _open_test, _untrained
+from hsv.evaluate.run import _open_test, untrained_encoder
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_table_is_aligned():
 
 def test_the_untrained_encoder_is_seeded_and_leaves_the_global_generator_alone(run_dir):
     encoder, state = load_encoder(run_dir), torch.get_rng_state()
-    first, again, other = (_untrained(encoder, seed).vit.patch_embed.proj.weight for seed in (3, 3, 4))
+    first, again, other = (untrained_encoder(encoder, seed).vit.patch_embed.proj.weight for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert not torch.equal(first, encoder.vit.patch_embed.proj.weight)

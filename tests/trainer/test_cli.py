@@ -11,7 +11,7 @@ from trainer_cases import tiny_config
 import hsv
 from hsv.__main__ import main as entry_point
 from hsv.cli import main
-from hsv.config import Config, load_config, preset_names
+from hsv.config import METHODS, Config, load_config, preset_names
 from hsv.data import ViewSpec
 
 NEEDS_JSONARGPARSE = (
@@ -29,7 +29,8 @@ def test_the_tree_survives_yaml(tmp_path):
 
 
 def test_presets_are_whole_and_fit_their_data():
-    assert preset_names() == ["base-224", "digits", "small-224", "small-32"]
+    general = {"base-224", "digits", "small-224", "small-32"}
+    assert set(preset_names()) == general | {f"{method}-{size}" for method in METHODS for size in (32, 224)}
     for name in preset_names():
         config = load_config(preset=name)
         config.data = config.data or "photos"
@@ -139,7 +140,10 @@ def test_a_file_may_name_its_preset(tmp_path, monkeypatch):
 def test_presets_and_version(capsys):
     assert main(["presets"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == preset_names() and all(len(line.split()) > 4 for line in listed)
+    titles = [line for line in listed if not line.startswith(" ")]
+    assert titles == ["any objectives:", "one method over small-224:", "one method over small-32:"]
+    described = [line.split() for line in listed if line.startswith(" ")]
+    assert {words[0] for words in described} == set(preset_names()) and all(len(words) > 4 for words in described)
     assert main(["presets", "small-32"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["encoder"]["patch_size"] == 8
     with pytest.raises(SystemExit) as stop:
