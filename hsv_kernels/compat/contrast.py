@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsv_kernels.backends import resolve
-from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, rank
+from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, rank, world_size
 from hsv_kernels.distributed.collectives import row_counts
 from hsv_kernels.functional import similarity_logsumexp
 
@@ -24,6 +24,8 @@ def inverse(temperature: float | Tensor) -> float | Tensor:
 
 def gathered(rows: Tensor) -> tuple[Tensor, int]:
     """The rows of all ranks, and where this rank's begin."""
+    if world_size() == 1:
+        return rows, 0
     counts = row_counts(rows)
     return all_gather_rows(rows, counts), sum(counts[: rank()])
 
