@@ -82,8 +82,9 @@ class Distillation(nn.Module):
             samples=samples,
         )
         if self.training and self.config.centring == "mean":
-            # A new tensor: the backward pass still reads the old one.
-            self.centre = torch.lerp(teacher_mean.to(self.centre.dtype), self.centre, self.config.centre_momentum)
+            # A new tensor: the backward pass still reads the old one. No rows at all, whose mean is 0, do not move it.
+            moved = torch.lerp(teacher_mean.to(self.centre.dtype), self.centre, self.config.centre_momentum)
+            self.centre = torch.where(teacher_mean.any(), moved, self.centre)
         return loss
 
     def teacher_temperature(self, progress: Progress) -> float:

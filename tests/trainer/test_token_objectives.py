@@ -108,6 +108,12 @@ def test_ibot_is_the_formula():
     torch.testing.assert_close(ibot.patch_loss.centre, 0.9 * centres[1] + 0.1 * every.mean(0).detach())
     assert not torch.equal(ibot.cls_loss.centre, ibot.patch_loss.centre)
 
+    for request in ibot.masked:
+        batch.student[request].mask = torch.zeros(B, L)
+    centres = ibot.cls_loss.centre.clone(), ibot.patch_loss.centre.clone()
+    assert ibot(batch).isfinite()
+    assert torch.equal(ibot.patch_loss.centre, centres[1]) and not torch.equal(ibot.cls_loss.centre, centres[0])
+
 
 def test_ibot_masks_half_of_the_crops_by_a_tenth_to_a_half():
     ibot = objective_for(small("ibot"))
