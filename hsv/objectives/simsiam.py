@@ -34,7 +34,7 @@ class SimSiam(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         z0, z1 = (self.projector(batch.student[request].pool(self.config.pool)) for request in self.requests)
-        p0, p1 = self.predictor(z0), self.predictor(z1)
+        p0, p1 = (self.predictor(z).to(z.dtype) for z in (z0, z1))  # normalised projections are float32
         return (negative_cosine(p0, z1.detach()) + negative_cosine(p1, z0.detach())) / 2
 
     def chance(self, batch: int) -> float:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from trainer_cases import tiny_config
 
+from hsv.config import METHODS
 from hsv.export import build_encoder
 from hsv.objectives import Hybrid, build_hybrid
 from hsv.schedules import Progress
@@ -189,6 +190,17 @@ def test_prototypes_of_swav_stay_on_the_sphere():
         prototypes.mul_(3)
     hybrid.after_update()
     torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(16))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_is_near_float32(name):
+    hybrid = method(name)
+    images = images_for(hybrid)
+    exact = value(hybrid, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = method(name)(images, 0)
+    loss.backward()
+    assert loss.item() == pytest.approx(exact / (hybrid.objectives[name].chance(BATCH) or 1), rel=0.1, abs=0.05)
 
 
 @pytest.mark.parametrize(("name", "settings"), [("moco", {}), ("moco", {"version": "v2"}), ("byol", {}), ("dino", {})])
