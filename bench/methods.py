@@ -74,7 +74,7 @@ def main() -> int:
     unknown = set(names) - set(RUNS)
     if unknown:
         raise SystemExit(f"--methods: got {', '.join(sorted(unknown))}; allowed: {', '.join(RUNS)}")
-    about = origin() | {"threads": options.threads, "jobs": options.jobs, "data": str(options.data), "images": IMAGES}
+    about = origin() | {"threads": options.threads, "jobs": options.jobs, "data": options.data, "images": IMAGES}
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             for _ in pool.map(lambda name: finish(options, name), names):
@@ -92,7 +92,7 @@ def finish(options: argparse.Namespace, name: str) -> None:
     if row and not row.failure:
         return
     begin = time.monotonic()
-    failure = None if (folder / "encoder.safetensors").is_file() else _train(options, name)
+    failure = _train(options, name)
     if failure is None:
         done = _process(options, [sys.executable, "-m", "bench.methods", *_arguments(options), "--measure", name])
         if not done.returncode:
@@ -145,7 +145,7 @@ def _ends(metrics: list[dict], key: str) -> tuple[float, float]:
 def command(options: argparse.Namespace, name: str) -> str:
     """What a user would type."""
     length = f"--minutes {options.minutes:g}" if options.steps is None else f"--run.steps {options.steps}"
-    data = f"--data {shlex.quote(str(options.data))} --input.limit {IMAGES}"
+    data = f"--data {shlex.quote(options.data)} --input.limit {IMAGES}"
     return f"hsv pretrain {RUNS[name]} {data} {length} --output {shlex.quote(str(_folder(options, name)))}"
 
 
@@ -252,12 +252,12 @@ def _line(row: Row) -> str:
 
 def _arguments(options: argparse.Namespace) -> list[str]:
     length = ["--minutes", str(options.minutes)] if options.steps is None else ["--steps", str(options.steps)]
-    return ["--data", str(options.data), *length]
+    return ["--data", options.data, *length]
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="labelled images with a training and a test part")
+    parser.add_argument("--data", required=True, help="labelled images with a training and a test part")
     parser.add_argument("--methods", help="names of runs, comma-separated as in the tables; unset = all of them")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=5.0, help="training time of each run")
@@ -265,9 +265,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads of each run")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.data = options.data.resolve()
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
