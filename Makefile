@@ -1,5 +1,5 @@
 # make demo         install into .venv and train the hybrid on the embedded digits
-# make test         install into .venv and run every test
+# make test         install into .venv and run every test [JOBS=2 groups at a time]
 # make aot-table    measure registers, shared memory and instructions of each Triton kernel (docs/kernels/resources.md)
 # make aot-oldest   the Triton kernels with the oldest triton and torch that are supported, in an environment of its own
 # make sanitize     run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -14,11 +14,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+JOBS ?= 2
 # What hsv_kernels.compat is compared with; without dependencies, of which the losses need none beyond ours.
 ORIGINALS := lightly==1.6.* pytorch-metric-learning==2.9.*
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test aot-table aot-oldest sanitize lint bench bench-check methods gpu clean prerequisites
+.PHONY: help demo test test-kernels test-above-kernels test-ahead-of-time test-interpreted aot-table aot-oldest sanitize lint bench bench-check methods gpu clean prerequisites
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -26,17 +27,28 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_demo.py
 
-# The best instruction set runs with everything else; then, side by side, each other one runs the kernel tests, and Triton's
-# interpreter, which is one thread and cannot share a process with the ahead-of-time compiler, runs those of its kernels.
+# Groups of tests side by side, JOBS at a time, the longest first: the best instruction set's kernels; everything above the
+# kernels; what is compiled ahead of time; Triton's interpreter, which is one thread and cannot share a process with the
+# compiler; and the kernels with each other instruction set.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests --ignore=tests/aot
-	set -e; others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); \
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels & runs=$$!; \
-	for isa in $$others; do \
-		HSV_CPU_ISA=$$isa OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "not slow" tests/kernels & runs="$$runs $$!"; \
-	done; \
-	for run in $$runs; do wait $$run; done
+	others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); \
+	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -j $(JOBS) test-kernels test-above-kernels test-ahead-of-time \
+		test-interpreted $$(for isa in $$others; do echo test-kernels-on-$$isa; done)
+
+test-kernels:
+	$(BIN)/python -m pytest -q tests/kernels
+
+test-above-kernels:
+	$(BIN)/python -m pytest -q tests --ignore=tests/kernels --ignore=tests/aot
+
+test-ahead-of-time:
 	$(BIN)/python -m pytest -q tests/aot
+
+test-interpreted:
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
+
+test-kernels-on-%:
+	HSV_CPU_ISA=$* $(BIN)/python -m pytest -q -m "not slow" tests/kernels
 
 aot-table: $(VENV)/installed
 	$(BIN)/python -m tests.aot.table
