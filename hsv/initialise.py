@@ -18,6 +18,8 @@ PREFIX = "encoder.vit."  # of timm's names in a checkpoint of a run
 def initialise(encoder: Encoder, path: str | Path) -> None:
     """Load into `encoder` the weights of a run folder, a checkpoint of a run, or a file that timm can read.
 
+    Of a method with a momentum teacher a folder and a checkpoint alike give what the run exports.
+
     Positions and the patch embedding are resampled to the encoder's size as timm does; a classifier is left out.
 
     Raises:
@@ -40,12 +42,12 @@ def initialise(encoder: Encoder, path: str | Path) -> None:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    """timm's names to tensors."""
+    """timm's names to tensors; of a run the encoder that it exports."""
     if path.is_dir():
         return dict(load_encoder(path).vit.state_dict())
     try:
         weights = load_state_dict(str(path))
     except Exception as error:  # each format has errors of its own
         raise ValueError(f"init: got {str(path)!r}; allowed: a file of weights that timm reads ({error})") from error
-    ours = {key.removeprefix(PREFIX): value for key, value in weights.items() if key.startswith(PREFIX)}
-    return ours or dict(weights)
+    ours = any(key.startswith(PREFIX) for key in weights)
+    return dict(load_encoder(path).vit.state_dict() if ours else weights)

@@ -26,7 +26,7 @@ class MAEConfig:
     own_view: ViewSpec = MAE
     """Augmentation of the view of its own."""
     mask_ratio: float = 0.75
-    """Share of the patches that is removed, in [0, 1)."""
+    """Share of the patches that is removed, in (0, 1)."""
     norm_pix: bool = True
     """Normalise each target patch by its own mean and deviation."""
     decoder_dim: int = 256
@@ -45,6 +45,7 @@ class MAEConfig:
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
+        positive(f"{name}.mask_ratio", self.mask_ratio)
         share(f"{name}.mask_ratio", self.mask_ratio)
         positive(f"{name}.decoder_dim", self.decoder_dim)
         positive(f"{name}.decoder_depth", self.decoder_depth)

@@ -81,6 +81,8 @@ class WeightingConfig:
         positive(f"{name}.measure_every", self.measure_every)
         unknown = set(self.fixed) - set(methods)
         require(not unknown, f"{name}.fixed", sorted(unknown), f"names among {', '.join(methods)}")
+        for method, weight in self.fixed.items():
+            not_negative(f"{name}.fixed.{method}", weight)
         require(
             self.kind == "fixed" or not self.fixed,
             f"{name}.fixed",

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         pretrained: load timm's pretrained weights.
 
     Raises:
-        ValueError: if the model is not a plain vision transformer.
+        ValueError: if the model is not a plain vision transformer, or its patches do not divide the image.
     """
 
     def __init__(
@@ -60,6 +60,10 @@ class Encoder(nn.Module):
         self.name, self.pool, self.mean, self.std = name, pool, tuple(mean), tuple(std)
         self.arguments = {**arguments, "num_classes": 0, "global_pool": "token"}
         self.vit = _create(name, self.arguments, drop_path_rate=drop_path, pretrained=pretrained)
+        if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
+            raise ValueError(
+                f"input.image_size: got {self.image_size}; allowed: multiples of the patch, {self.patch_size}"
+            )
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -137,7 +141,7 @@ class Encoder(nn.Module):
 
         Args:
             tokens: of `with_prefix`.
-            attention_mask: bool [T, T], True where a row may look at a column.
+            attention_mask: [T, T], added to the scores: 0 where a row looks at a column, −inf elsewhere.
             chunks: parts of the batch that are encoded one after the other and, for their gradient, once more, so that
                 the activations of one part alone are in memory. Drop-path repeats itself.
         """

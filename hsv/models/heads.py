@@ -19,12 +19,13 @@ class SyncBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of [N, D] over the rows of all ranks, on any device, for any N per rank.
 
     Statistics and result are float32 whatever the autocast. A rank without rows joins in, and a single row over all
-    ranks is normalised to 0. In one process it is `BatchNorm1d`.
+    ranks is normalised to 0. In one process, for more than one row, it is `BatchNorm1d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            if world_size() == 1 or not (self.training or self.running_mean is None):
+            training = self.training or self.running_mean is None
+            if not training or (world_size() == 1 and len(x) > 1):
                 return super().forward(x.float())
             return self._across_ranks(x.float())
 

@@ -30,7 +30,8 @@ class BEiT(Objective):
 
     The published tokenizer is DALL-E's autoencoder, of 8,192 tokens, trained on 250 million pictures. The default here
     needs nothing but the training images: k-means over their whitened patches, fitted once before training. Any other
-    is a function `package.module:name` from normalised images [B, C, H, W] to int64 tokens [B, L].
+    is a function `package.module:name` from normalised images [B, C, H, W] to int64 tokens [B, L], or a module,
+    which is frozen.
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
@@ -45,10 +46,19 @@ class BEiT(Objective):
             self.tokenizer = Codebook(self.config.vocabulary, encoder.patch_size, encoder.channels)
         else:
             self.tokenizer = load_tokenizer(self.config.tokenizer)
+        if isinstance(self.tokenizer, nn.Module):
+            self.tokenizer.eval().requires_grad_(False)
 
     def prepare(self, images: Iterator[Tensor]) -> None:
         if isinstance(self.tokenizer, Codebook):
             self.tokenizer.fit(images, self.seed)
+
+    def train(self, mode: bool = True) -> BEiT:
+        """The tokenizer, where it is a module, stays as it is evaluated."""
+        super().train(mode)
+        if isinstance(self.tokenizer, nn.Module):
+            self.tokenizer.eval()
+        return self
 
     def replaced(self, request: Request, count: int, first_index: int, draw: int) -> tuple[Tensor, Tensor]:
         indices = np.arange(first_index, first_index + count)

@@ -101,8 +101,10 @@ def prepare(
 
 
 def causal_mask(encoder: Encoder, images: Tensor) -> Tensor:
-    """bool [T, T]: patches look at prefix tokens and at rows up to their own, prefix tokens at themselves."""
+    """[T, T], 0 where a row looks at a column and −inf elsewhere: patches look at prefix tokens and at rows up to their
+    own, prefix tokens at themselves. Attention adds it, which all of timm's versions do rightly with floats alone.
+    """
     rows, columns = (side // patch for side, patch in zip(images.shape[2:], encoder.patch_size, strict=True))
     prefix = torch.full((encoder.vit.num_prefix_tokens,), -1)
     order = torch.cat([prefix, torch.arange(rows).repeat_interleave(columns)]).to(images.device)
-    return order[:, None] >= order
+    return torch.where(order[:, None] >= order, 0.0, -torch.inf)

@@ -23,7 +23,7 @@ from hsv.objectives.ibot import IBOT
 from hsv.objectives.mae import MAE
 from hsv.objectives.moco import MoCo
 from hsv.objectives.objective import Batch, Objective
-from hsv.objectives.request import Request, View
+from hsv.objectives.request import Drop, Request, View
 from hsv.objectives.simclr import SimCLR
 from hsv.objectives.simsiam import SimSiam
 from hsv.objectives.swav import SwAV
@@ -64,12 +64,18 @@ class Hybrid(nn.Module):
         weighting: makes one loss of theirs.
         seed: of masks and noise.
         chunks: parts in which a batch is encoded; see `Encoder.transform`.
+
+    Raises:
+        ValueError: views that the encoder cannot take, by the objective's name.
     """
 
     def __init__(
         self, encoder: Encoder, objectives: dict[str, Objective], weighting: Weighting, seed: int, *, chunks: int = 1
     ) -> None:
         super().__init__()
+        for name, objective in objectives.items():
+            for request in (*objective.requests, *objective.teacher_requests):
+                _check_view(name, request, encoder)
         self.encoder, self.objectives, self.weighting = encoder, nn.ModuleDict(objectives), weighting
         self.seed, self.chunks = seed, chunks
         self.requests = _distinct(objective.requests for objective in objectives.values())
@@ -78,7 +84,7 @@ class Hybrid(nn.Module):
             for key in dict.fromkeys(map(_teacher_key, objectives.values()))
             if key is not None
         }
-        self.teachers = nn.ModuleDict({key: teacher_of(encoder) for key in self.teacher_requests})
+        self.teachers = nn.ModuleDict({key: teacher_of(encoder) for key in self.teacher_requests}).eval()
         every = [self.requests, *self.teacher_requests.values()]
         self.views = list(dict.fromkeys(request.view for requests in every for request in requests))
         self.start_step(Progress(0, 1, 1))
@@ -170,6 +176,17 @@ class Hybrid(nn.Module):
 
 def _distinct(requests: Iterable[Sequence[Request]]) -> list[Request]:
     return list(dict.fromkeys(request for some in requests for request in some))
+
+
+def _check_view(name: str, request: Request, encoder: Encoder) -> None:
+    """Positions are resampled for whole views of another size than the encoder's; masks are of its own patches."""
+    size, whole = request.view.spec.size, encoder.image_size
+    if size is not None and any(size % side for side in encoder.patch_size):
+        raise ValueError(f"{name}: got views of {size} pixels; allowed: multiples of the patch, {encoder.patch_size}")
+    if request.mask is not None and size is not None and (size, size) != whole:
+        raise ValueError(f"{name}: got masked views of {size} pixels; allowed: unset, for those of the images, {whole}")
+    if isinstance(request.mask, Drop) and encoder.num_patches < 2:
+        raise ValueError(f"{name}: got images of 1 patch; allowed: at least 2, of which some are removed")
 
 
 def _teacher_key(objective: Objective) -> str | None:

@@ -39,6 +39,11 @@ class IBOT(Objective):
         super().__init__()
         self.config, self.momentum, self.seed = config.ibot, config.ibot.momentum, config.run.seed
         self.grid = tuple(side // p for side, p in zip(encoder.image_size, encoder.patch_size, strict=True))
+        most = (self.config.mask_ratio + self.config.mask_ratio_spread) * encoder.num_patches
+        if most < 1 and self.config.mask_probability:
+            raise ValueError(
+                f"ibot.mask_ratio: got {most:g} of {encoder.num_patches} patches at most; allowed: 1 or more"
+            )
         views = [View(self.config.global_view, 0), View(self.config.second_global_view, 1)]
         self.teacher_requests = [Request(view) for view in views]
         self.masked = [Request(view, Replace("ibot")) for view in views]

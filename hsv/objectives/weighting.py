@@ -68,7 +68,7 @@ class Weighting(nn.Module):
         if self.kind == "uncertainty":
             return torch.exp(-self.log_scales().detach())
         if self.kind == "gradient_norm":
-            balanced = torch.exp(self.log_norms.mean() - self.log_norms).clamp(1 / BOUND, BOUND)
+            balanced = torch.exp(self.log_norms.nanmean() - self.log_norms).clamp(1 / BOUND, BOUND)
             return balanced.nan_to_num(1.0)  # before the first measurement
         return self.fixed
 
@@ -89,12 +89,14 @@ class Weighting(nn.Module):
         gradients = [_flat_gradient(loss, parameters) for loss in losses]
         norms = torch.stack([gradient.norm() for gradient in gradients])
         if self.kind == "gradient_norm":
-            now = norms.clamp_min(torch.finfo(norms.dtype).tiny).log()
-            self.log_norms.copy_(torch.where(self.log_norms.isnan(), now, torch.lerp(now, self.log_norms, MEMORY)))
+            now = norms.log()
+            moved = torch.where(self.log_norms.isnan(), now, torch.lerp(now, self.log_norms, MEMORY))
+            self.log_norms.copy_(torch.where(now.isfinite(), moved, self.log_norms))  # no gradient has no length
         logs = {f"gradient/{name}": norm for name, norm in zip(self.names, norms, strict=True)}
         for i, one in enumerate(self.names):
             for j in range(i):
-                cosine = gradients[i] @ gradients[j] / (norms[i] * norms[j])
+                lengths = (norms[i] * norms[j]).clamp_min(torch.finfo(norms.dtype).tiny)
+                cosine = gradients[i] @ gradients[j] / lengths
                 logs[f"gradient_cosine/{self.names[j]}·{one}"] = cosine
         return logs
 

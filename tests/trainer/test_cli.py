@@ -82,6 +82,8 @@ def test_files_mean_what_they_say(tmp_path):
         ({"run": {"accumulate": 3}}, r"run\.accumulate: got 3"),
         ({"run": {"steps": 3}, "minutes": 1.0}, "minutes and run.steps"),
         ({"mae": {"mask_ratio": 1.0}}, r"mae\.mask_ratio: got 1\.0"),
+        ({"mae": {"mask_ratio": 0.0}}, r"mae\.mask_ratio: got 0\.0"),
+        ({"weighting": {"kind": "fixed", "fixed": {"mae": -1}}}, r"weighting\.fixed\.mae: got -1\.0"),
         ({"simclr": {"temperature": -0.1}}, r"simclr\.temperature: got -0\.1"),
         ({"weighting": {"fixed": {"jigsaw": 1.0}}}, r"weighting\.fixed: got \['jigsaw'\]"),
         ({"weighting": {"fixed": {"mae": 1.0}}}, r"weighting\.fixed: got \{'mae': 1\.0\}; allowed: .*kind = 'fixed'"),

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from trainer_cases import tiny_config
 
 from hsv.config import METHODS
+from hsv.data import ViewSpec
 from hsv.export import build_encoder
 from hsv.objectives import Hybrid, build_hybrid
 from hsv.schedules import Progress
@@ -219,6 +220,50 @@ def test_teachers_follow_by_the_momentum_of_the_step(name, settings):
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
     assert hybrid.exported("teacher") is teacher and hybrid.exported("student") is hybrid.encoder
+
+
+@torch.no_grad()
+def test_a_teacher_drops_no_path_from_the_first_step_on():
+    config = tiny_config("unused")
+    config.objectives, config.encoder.drop_path = ["byol"], 0.9
+    config.input.mean, config.input.std = [0.5], [0.25]
+    hybrid = build_hybrid(config, build_encoder(config))
+    images = dict(zip(hybrid.views, images_for(hybrid), strict=True))
+    (first,), (again,) = (hybrid.encode_with_teachers(images, 0).values() for _ in range(2))
+    for request, encoded in first.items():
+        assert torch.equal(encoded.cls, again[request].cls)
+
+
+@pytest.mark.parametrize("name", ["moco", "byol", "simsiam", "cmae"])
+def test_a_batch_that_is_left_with_one_image_goes_on(name):
+    hybrid = method(name)
+    loss, _ = hybrid([view[:1] for view in images_for(hybrid)], 0)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in hybrid.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("simclr", {"view": ViewSpec(size=7)}, r"simclr: got views of 7 pixels; allowed: multiples of the patch"),
+        ("mae", {"own_view": ViewSpec(size=12)}, r"mae: got masked views of 12 pixels"),
+        ("ibot", {"global_view": ViewSpec(size=4)}, r"ibot: got masked views of 4 pixels"),
+        ("cpc", {"view": ViewSpec(size=4)}, r"cpc: got masked views of 4 pixels"),
+        ("ibot", {"mask_ratio": 0.05, "mask_ratio_spread": 0.0}, r"ibot\.mask_ratio: got 0\.8 of 16 patches at most"),
+    ],
+)
+def test_views_and_masks_that_cannot_be(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        method(name, **settings)
+
+
+@pytest.mark.parametrize(("name", "side", "message"), [("simclr", 9, "input.image_size"), ("mae", 2, "1 patch")])
+def test_images_that_patches_do_not_make(name, side, message):
+    config = tiny_config("unused")
+    config.objectives, config.input.image_size = [name], side
+    config.input.mean, config.input.std = [0.5], [0.25]
+    with pytest.raises(ValueError, match=message):
+        build_hybrid(config, build_encoder(config))
 
 
 def test_objectives_of_one_momentum_share_a_teacher():

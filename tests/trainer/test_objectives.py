@@ -143,6 +143,14 @@ def test_fixed_weights_and_the_weight_of_one():
     assert alone(losses[:1]).item() == 2.0 and not list(alone.parameters())
 
 
+def test_a_loss_without_gradient_does_not_move_the_weights_of_the_others():
+    weighting = Weighting(dict.fromkeys("abc", Objective()), WeightingConfig(kind="gradient_norm"))
+    x = torch.ones(3, requires_grad=True)
+    logs = weighting.measure([x.sum(), 0 * x.sum(), 2 * x.sum()], [x])
+    torch.testing.assert_close(weighting.weights(), torch.tensor([2**0.5, 1.0, 0.5**0.5]))
+    assert all(value.isfinite() for value in logs.values())
+
+
 def test_chance_levels():
     hybrid = hybrid_for(["simclr", "mae"])
     assert hybrid.objectives["simclr"].chance(256) == pytest.approx(math.log(511))

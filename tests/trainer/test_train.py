@@ -16,7 +16,8 @@ import hsv
 from hsv.checkpoint import find_checkpoint, read_checkpoint
 from hsv.config import Config
 from hsv.data import normalise
-from hsv.export import load_model
+from hsv.export import build_encoder, load_model
+from hsv.initialise import initialise
 from hsv.monitor import read_metrics
 from hsv.train import Trainer
 from hsv_kernels import random_masking
@@ -202,6 +203,20 @@ def test_broken_files_are_left_out_and_named(tmp_path):
     assert [Path(name).name for name in summary.failures] == ["broken.png"] and summary.step == 4
     (line,) = (tmp_path / "run" / "failures.jsonl").read_text().splitlines()
     assert Path(json.loads(line)["name"]).name == "broken.png" and json.loads(line)["reason"]
+
+
+def test_a_folder_and_its_checkpoint_start_from_the_same_encoder(tmp_path):
+    first = tiny_config(tmp_path / "first", steps=2)
+    first.objectives, first.byol.hidden_dim, first.byol.out_dim = ["byol"], 16, 16
+    hsv.pretrain(first)
+    found = []
+    for path in (first.output, find_checkpoint(first.output)):
+        encoder = build_encoder(load_model(first.output)[0])
+        initialise(encoder, path)
+        found.append(encoder.vit.state_dict())
+    exported = hsv.load_encoder(first.output).vit.state_dict()
+    for weights in found:
+        assert all(torch.equal(weights[key], exported[key]) for key in exported)
 
 
 def test_starting_weights(tmp_path):
