@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor
@@ -126,6 +127,7 @@ class Trainer:
         self.model, self.optimiser = accelerator.prepare(hybrid, optimiser)
         self.run_dir = Path(config.output)
         self.bf16 = _use_bf16(config.run.precision, accelerator.device)
+        self.hosts = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         self.steps, self.warmup = self.settle_length()
 
     def run(self, start: int) -> RunSummary:
@@ -184,7 +186,7 @@ class Trainer:
             images = self.images(batch, draw)
             with self.accelerator.accumulate(self.model):
                 with torch.autocast(images[0].device.type, torch.bfloat16, enabled=self.bf16):
-                    loss, log = self.model(images, draw)
+                    loss, log = self.model(images, draw, self.counts(batch))
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.hybrid.before_update()
@@ -196,6 +198,14 @@ class Trainer:
         self.hybrid.after_update()
         mean = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
         return mean | {"gradient_norm": norm}
+
+    def counts(self, batch: Batch) -> list[int]:
+        """Images of each rank, of which broken files may leave one fewer; exchanged without waiting for a GPU."""
+        counts = torch.zeros(self.accelerator.num_processes, dtype=torch.int64)
+        counts[self.accelerator.process_index] = len(batch.indices)
+        if self.hosts:
+            dist.all_reduce(counts, group=self.hosts)
+        return counts.tolist()
 
     def images(self, batch: Batch, draw: int) -> list[Tensor]:
         """The views of a micro-batch on the device, recoloured and normalised, [B, C, H, W] float32 each."""

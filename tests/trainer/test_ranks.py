@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from torch import Tensor
 from trainer_cases import tiny_config
 
@@ -122,9 +124,17 @@ def _named(name: str) -> Callable[[str], str]:
 
 
 def test_torchrun_trains_as_one_process_does(tmp_path):
-    """Two ranks of 32 images each take the steps of one of 64: same images, negatives, statistics and masks."""
+    """Two ranks of 32 images each take the steps of one of 64: same images, negatives, statistics and masks.
+
+    Files that cannot be decoded leave the ranks with batches of different sizes.
+    """
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (65, 8, 8), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
+    (tmp_path / "images/broken.png").write_bytes(b"not a picture")
     for name in ("one", "two"):
         config = tiny_config(tmp_path / name, steps=4, precision="fp32", device="cpu")
+        config.data, config.input.mean, config.input.std = str(tmp_path / "images"), [0.5], [0.25]
         config.encoder.drop_path = 0.0
         config.simclr.view = config.mae.own_view  # colours are drawn anew on each rank
         config.save(tmp_path / f"{name}.yaml")
@@ -135,7 +145,7 @@ def test_torchrun_trains_as_one_process_does(tmp_path):
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("4 of 4 steps") == 1
+    assert done.stdout.count("4 of 4 steps") == 1 and "left out    1 broken" in done.stdout
     one, two = (read_checkpoint(tmp_path / name)["model"] for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
