@@ -175,7 +175,10 @@ def _rank(rank: int, folder: str) -> None:
                 for name, check in CHECKS.items():
                     if not skipped(name, sizes):
                         found[name, sizes] = gradients(check, Case(sizes, rank))
-        found |= {(f.__name__, world): f(rank, world) for f in (batch_norm, statistics, gathered, saved_bytes, reduced)}
+        found |= {
+            (f.__name__, world): f(rank, world)
+            for f in (batch_norm, statistics, gathered, saved_bytes, reduced, halves)
+        }
         dist.barrier()
         dist.destroy_process_group()
     torch.save(found, f"{folder}/{rank}.pt")
@@ -309,6 +312,25 @@ def test_logsumexp_over_ranks(ranks, world):
     )
     for result in ranks[:world]:
         torch.testing.assert_close(result["reduced", world], expected)
+
+
+def halves(rank: int, world: int) -> list[Tensor]:
+    """Losses of bfloat16 rows that rank 1 has and the others lack."""
+    x = torch.randn(2, 3 if rank == 1 else 0, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
+    contrastive = [
+        loss(*x, negatives=negatives)
+        for loss in (distributed.nt_xent, distributed.info_nce)
+        for negatives in ("gather", "ring", "local")
+    ]
+    return [*contrastive, distributed.negative_cosine(*x)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_losses_of_half_rows_are_float32_and_equal_on_all_ranks(ranks, world):
+    expected = ranks[1]["halves", world]
+    for result in ranks[:world]:
+        found = result["halves", world]
+        assert all(x.dtype == torch.float32 and x == y for x, y in zip(found, expected, strict=True))
 
 
 def test_no_rows_anywhere():

@@ -180,6 +180,8 @@ class SupConLoss(_PairLoss):
         super().__init__(temperature, **kwargs)
 
     def _of_labels(self, q: Tensor, k: Tensor, q_labels: Tensor, k_labels: Tensor, same: bool) -> Tensor | None:
+        if not len(q) * len(k):
+            return None
         scale = inverse(self.temperature)
         lse = similarity_logsumexp(q, None if k is q else k, scale=scale, exclude_self=same)
         dtype = torch.promote_types(q.dtype, torch.float32)

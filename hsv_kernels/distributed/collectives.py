@@ -67,7 +67,9 @@ def mean_over_ranks(total: Tensor, count: int | Tensor) -> Tensor:
     """Σ total / Σ count over ranks, both scalars, the same value on every rank; 0 where Σ count is 0.
 
     Each rank's gradient is that of world_size · total / Σ count, which DDP averages into the gradient of the value.
+    float64 for a float64 total, float32 otherwise: a rank without rows may have no losses but rows of a half type.
     """
+    total = total.to(torch.promote_types(total.dtype, torch.float32))
     count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     if world_size() == 1:
         return total / count.where(count != 0, 1)

@@ -88,6 +88,14 @@ def test_few_rows(name: str, rows: int) -> None:
     assert_same(*_both(name), two, torch.tensor([0, 1]), None, two, torch.tensor([0, 1]))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rows(name: str) -> None:
+    none, two = leaves((0, 8), (2, 8))
+    assert_same(*_both(name), none, torch.zeros(0))
+    assert_same(*_both(name), none, torch.zeros(0), None, two, torch.tensor([0, 1]))
+    assert_same(*_both(name), two, torch.tensor([0, 1]), None, none, torch.zeros(0))
+
+
 @pytest.mark.parametrize("reducer", [None, "MeanReducer", "AvgNonZeroReducer"])
 @pytest.mark.parametrize("distance", [None, "CosineSimilarity", "DotProductSimilarity"])
 @pytest.mark.parametrize("name", NAMES)

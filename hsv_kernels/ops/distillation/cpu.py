@@ -47,14 +47,14 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of the wanted among `student`, of their shapes and type and contiguous."""
     students, teachers, centre = _readable(student), _readable(teacher), _contiguous(centre)
-    weights = gradient * student_scale / (len(pairs) // 2)
+    saved = (gradient * student_scale / (len(pairs) // 2), student_sums.contiguous(), teacher_sums.contiguous())
     found = [torch.empty(x.shape, dtype=x.dtype) if needed else None for x, needed in zip(student, wanted, strict=True)]
     addresses = []
     for x, out in zip(student, found, strict=True):
         addresses += [0] * len(views([x])) if out is None else [view.data_ptr() for view in views([out])]
     compiled_module().distillation_backward(
         _problem(students, teachers, centre, student_scale, teacher_scale, pairs),
-        *(x.data_ptr() for x in (weights, student_sums.contiguous(), teacher_sums.contiguous())),
+        *(x.data_ptr() for x in saved),
         addresses,
     )
     return [out for out in found if out is not None]
