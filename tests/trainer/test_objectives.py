@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch.nn import functional as F
 from trainer_cases import tiny_config
 
@@ -118,6 +119,27 @@ def test_decoder_learns_a_constant_texture():
     assert loss.item() < 0.02
     _, filled, _ = hybrid.eval().objectives["mae"].reconstruct(hybrid.encoder, images)
     torch.testing.assert_close(filled, images, rtol=0, atol=0.5)
+
+
+def gradients(chunks: int, drop_path: float) -> list[torch.Tensor]:
+    hybrid = hybrid_for(["simclr", "cpc", "byol", "mae"])
+    hybrid.chunks = chunks
+    for number, block in enumerate(hybrid.encoder.vit.blocks):
+        block.drop_path1 = block.drop_path2 = DropPath(drop_path * number)
+    torch.manual_seed(1)
+    loss, _ = hybrid(views(hybrid), draw=0)
+    return torch.autograd.grad(loss, [p for p in hybrid.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("chunks", [3, 100])
+def test_chunks_give_the_gradient_of_the_whole_batch(chunks):
+    torch.testing.assert_close(gradients(chunks, 0.0), gradients(1, 0.0), rtol=1e-4, atol=1e-6)
+
+
+def test_chunks_encoded_again_drop_the_same_paths(monkeypatch):
+    found = gradients(3, 0.5)
+    monkeypatch.setattr("hsv.models.encoder.checkpoint", lambda function, *args, use_reentrant: function(*args))
+    torch.testing.assert_close(found, gradients(3, 0.5), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("losses", [(0.3, 0.5), (0.05, 1.0), (9.0, 0.7)])
