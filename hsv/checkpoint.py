@@ -68,8 +68,14 @@ def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Opti
     """Load weights and moments, strictly, and return the step to go on with.
 
     Learning rate, decay and betas stay those of `optimiser`, so that a run can go on under other settings.
+
+    Raises ValueError for settings that describe another model.
     """
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        allowed = "the objectives, widths and teachers' momenta that the run began with"
+        raise ValueError(f"resume: got settings of another model; allowed: {allowed} ({error})") from error
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
     return state["step"]

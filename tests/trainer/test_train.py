@@ -205,10 +205,13 @@ def test_broken_files_are_left_out_and_named(tmp_path):
     assert Path(json.loads(line)["name"]).name == "broken.png" and json.loads(line)["reason"]
 
 
-def test_a_folder_and_its_checkpoint_start_from_the_same_encoder(tmp_path):
+def test_a_run_with_a_teacher_is_resumed_as_itself_and_starts_others_with_its_teacher(tmp_path):
     first = tiny_config(tmp_path / "first", steps=2)
     first.objectives, first.byol.hidden_dim, first.byol.out_dim = ["byol"], 16, 16
     hsv.pretrain(first)
+    first.byol.momentum, first.run.steps = 0.5, 3
+    with pytest.raises(ValueError, match="resume: got settings of another model"):
+        hsv.pretrain(first, resume=True)
     found = []
     for path in (first.output, find_checkpoint(first.output)):
         encoder = build_encoder(load_model(first.output)[0])
