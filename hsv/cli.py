@@ -54,6 +54,8 @@ def pretrain(arguments: Namespace) -> int:
         print(f"checkpoint  {summary.checkpoint}")
         print(f"encoder     {summary.encoder_call}")
         print(f"next        hsv evaluate {summary.run_dir} --data LABELLED; hsv report {summary.run_dir}")
+        for warning in summary.warnings:
+            print(f"warning     {warning}")
         if summary.failures:
             print(f"left out    {len(summary.failures)} broken files, named in {summary.run_dir / 'failures.jsonl'}")
         if summary.stopped_by:

@@ -35,7 +35,7 @@ from hsv.data import (
 )
 from hsv.export import build_encoder, export_encoder
 from hsv.initialise import initialise
-from hsv.monitor import MetricLog
+from hsv.monitor import MetricLog, verdicts
 from hsv.objectives import Hybrid, Objective, build_hybrid
 from hsv.optim import adamw, clipped_parameters, learning_rate_factor, set_learning_rate, set_weight_decay
 from hsv.schedules import Progress, capped
@@ -63,6 +63,8 @@ class RunSummary:
     """The Python call that loads the exported encoder with timm."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was logged last."""
+    warnings: list[str] = field(default_factory=list)
+    """Plain sentences about features that collapsed and losses that are no better than chance."""
     failures: dict[str, str] = field(default_factory=dict)
     """Files that could not be decoded, with the reason."""
     stopped_by: int | None = None
@@ -156,7 +158,7 @@ class Trainer:
                 failures |= {name: reason for batch in batches for name, reason in batch.failures}
                 bar.update(run.batch_size)
 
-                due = step % run.log_every == 0 or step == self.steps or any(n.startswith("gradient/") for n in logs)
+                due = self.is_logged(step) or any(n.startswith("gradient/") for n in logs)
                 stopping = stop.agreed(self.accelerator, due)
                 saving = stopping or step % run.checkpoint_every == 0 or step == self.steps
                 if due or saving:
@@ -179,7 +181,7 @@ class Trainer:
         progress = Progress(step, self.steps, self.epoch)
         set_learning_rate(self.optimiser, learning_rate_factor(step, self.steps, self.warmup))
         set_weight_decay(self.optimiser, self.config, progress)
-        self.hybrid.start_step(progress)
+        self.hybrid.start_step(progress, watched=self.is_logged(step + 1))
         logs = []
         for micro, batch in enumerate(batches):
             draw = step * len(batches) + micro
@@ -206,6 +208,11 @@ class Trainer:
         if self.hosts:
             dist.all_reduce(counts, group=self.hosts)
         return counts.tolist()
+
+    def is_logged(self, done: int) -> bool:
+        """Whether a line of metrics is due after so many steps."""
+        run = self.config.run
+        return done % run.log_every == 0 or done % run.checkpoint_every == 0 or done == self.steps
 
     def images(self, batch: Batch, draw: int) -> list[Tensor]:
         """The views of a micro-batch on the device, recoloured and normalised, [B, C, H, W] float32 each."""
@@ -262,8 +269,18 @@ class Trainer:
             self._name_failures(everyones)
         self.accelerator.wait_for_everyone()
         speed = metrics.get("images_per_second", 0.0)
+        chances = self.hybrid.chances(self.config.run.batch_size // self.config.run.accumulate)
         return RunSummary(
-            self.run_dir, find_checkpoint(self.run_dir), step, self.steps, speed, call, metrics, everyones, signal
+            self.run_dir,
+            find_checkpoint(self.run_dir),
+            step,
+            self.steps,
+            speed,
+            call,
+            metrics,
+            verdicts(metrics, chances),
+            everyones,
+            signal,
         )
 
     def _name_failures(self, failures: dict[str, str]) -> None:
@@ -309,8 +326,13 @@ class Trainer:
             f"{self.steps:,} steps of {run.batch_size} images ({epochs:.1f} epochs), warm-up {self.warmup:,}, "
             f"learning rate {rate:g}, {precision} on {self.accelerator.num_processes} × {self.accelerator.device.type}",
         ]
+        decay, end = self.config.optimiser.weight_decay, self.config.optimiser.weight_decay_end
+        lines.append(f"weight decay {decay:g}" + ("" if end is None else f" → {end:g} along a cosine"))
+        if len(self.hybrid.objectives) > 1:
+            lines.append(f"loss weights: {self.hybrid.weighting.describe()}")
+        width = max(map(len, self.hybrid.objectives))
         for name, objective in self.hybrid.objectives.items():
-            lines += [f"{name}: {line}" for line in self.schedules(objective)]
+            lines += [f"  {name:{width}}  {line}" for line in self.schedules(objective)]
         if run.accumulate > 1:
             lines.append(
                 f"a micro-batch contrasts its own {run.batch_size // run.accumulate} images, not those of the step; "

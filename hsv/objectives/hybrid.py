@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hsv.config import Config
 from hsv.models import Encoder, teacher_of
-from hsv.monitor import feature_spread
+from hsv.monitor import effective_rank, feature_spread
 from hsv.objectives.beit import BEiT
 from hsv.objectives.byol import BYOL
 from hsv.objectives.can import CAN
@@ -33,6 +33,8 @@ from hsv_kernels import update_teacher
 from hsv_kernels.distributed import all_gather_rows, rank, world_size
 
 __all__ = ["OBJECTIVES", "Hybrid", "build_hybrid"]
+
+RANKED = 512  # images whose features the effective rank is taken of
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
@@ -120,8 +122,11 @@ class Hybrid(nn.Module):
         total = self.weighting(torch.stack(relative))
         logs["loss/total"] = total.detach()
         logs |= dict(zip((f"weight/{name}" for name in self.objectives), self.weighting.weights(), strict=True))
-        pooled = student[self.requests[0]].pool(self.encoder.pool).detach()
-        logs["feature_spread"] = feature_spread(all_gather_rows(pooled, counts))
+        if self.watched:
+            pooled = student[self.requests[0]].pool(self.encoder.pool).detach()
+            pooled = all_gather_rows(pooled, counts)
+            logs["feature_spread"] = feature_spread(pooled)
+            logs["effective_rank"] = effective_rank(pooled[:RANKED])
         return total, logs
 
     def encode(self, images: dict[View, Tensor], draw: int, first_index: int = 0) -> dict[Request, Any]:
@@ -139,11 +144,15 @@ class Hybrid(nn.Module):
             for key, requests in self.teacher_requests.items()
         }
 
-    def start_step(self, progress: Progress) -> None:
-        """Set where the run is, which schedules are functions of."""
-        self.progress = progress
+    def start_step(self, progress: Progress, *, watched: bool = True) -> None:
+        """Set where the run is, which schedules are functions of, and whether this step's features are measured."""
+        self.progress, self.watched = progress, watched
         for objective in self.objectives.values():
             objective.progress = progress
+
+    def chances(self, batch: int) -> dict[str, float]:
+        """Each objective's loss of a model that knows nothing, for so many images over all ranks."""
+        return {name: objective.chance(batch) for name, objective in self.objectives.items()}
 
     def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
         """What objectives fit to the training images before the first step; see `Objective.prepare`."""

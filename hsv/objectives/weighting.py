@@ -72,6 +72,13 @@ class Weighting(nn.Module):
             return balanced.nan_to_num(1.0)  # before the first measurement
         return self.fixed
 
+    def describe(self) -> str:
+        """The kind of weights in use."""
+        if self.kind == "fixed":
+            return ", ".join(f"{name} {weight:g}" for name, weight in zip(self.names, self.fixed.tolist(), strict=True))
+        found = "learned" if self.kind == "uncertainty" else f"from gradient norms every {self.every} steps"
+        return f"{self.kind}, {found}, within [{1 / BOUND:g}, {BOUND:g}]"
+
     def forward(self, losses: Tensor) -> Tensor:
         """Losses relative to chance, one per objective, to the scalar that is differentiated."""
         if self.kind != "uncertainty":

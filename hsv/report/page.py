@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hsv.report.charts import Series, figure
+from hsv.report.charts import COLOURS, Series, figure
 
 __all__ = ["Neighbour", "Query", "Reconstruction", "Report", "render"]
 
 
-LOGARITHMIC = {"gradient_norm"}
+LOGARITHMIC = {"gradient", "gradient_norm"}
 
 
 class Reconstruction(NamedTuple):
@@ -44,7 +44,8 @@ class Report:
     """What the page shows; a part that is empty is left out.
 
     facts: (name, value) tiles under the title. curves: group → series name → points. evaluation: the dict that
-    `hsv.evaluate.evaluate` returns. failures: (file, reason).
+    `hsv.evaluate.evaluate` returns. warnings: sentences that stand before everything else. reconstructions: objective
+    → pictures and a note. failures: (file, reason).
     """
 
     title: str
@@ -52,8 +53,8 @@ class Report:
     facts: Sequence[tuple[str, str]] = ()
     curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
-    reconstructions: Sequence[Reconstruction] = ()
-    reconstruction_note: str = ""
+    warnings: Sequence[str] = ()
+    reconstructions: dict[str, tuple[Sequence[Reconstruction], str]] = field(default_factory=dict)
     queries: Sequence[Query] = ()
     failures: Sequence[tuple[str, str]] = ()
     config: str = ""
@@ -65,13 +66,15 @@ def render(report: Report) -> str:
     style, script = (
         resources.files("hsv.report").joinpath(name).read_text("utf-8") for name in ("style.css", "script.js")
     )
-    charts = "".join(
-        figure(group.replace("_", " "), series, log=group in LOGARITHMIC) for group, series in report.curves.items()
-    )
+    charts = "".join(_charts(group, series) for group, series in report.curves.items())
+    warnings = "".join(f"<p class='warning' role='alert'>{escape(text)}</p>" for text in report.warnings)
     sections = [
         _section("Accuracy", _accuracy(report.evaluation) if report.evaluation else ""),
         _section("Training", f"<div class='charts'>{charts}</div>" if charts else ""),
-        _section("Masked reconstruction", _reconstructions(report.reconstructions, report.reconstruction_note)),
+        *(
+            _section(f"Masked reconstruction, {escape(name)}", _reconstructions(items, note))
+            for name, (items, note) in report.reconstructions.items()
+        ),
         _section("Nearest neighbours", _queries(report.queries)),
         _section("Files left out", _failures(report.failures)),
         _section("Configuration", f"<pre>{escape(report.config)}</pre>" if report.config else "", folded=True),
@@ -83,9 +86,36 @@ def render(report: Report) -> str:
         "<meta name='color-scheme' content='light dark'><link rel='icon' href='data:,'>"
         f"<title>{escape(report.title)}</title><style>{style}</style></head><body><main>"
         f"<header><h1>{escape(report.title)}</h1><p>{escape(report.subtitle)}</p></header>"
+        + warnings
         + (f"<dl class='facts'>{facts}</dl>" if facts else "")
         + "".join(sections)
         + f"<footer>{escape(report.footer)}</footer></main><script>{script}</script></body></html>\n"
+    )
+
+
+def _charts(group: str, series: Mapping[str, Series]) -> str:
+    """Charts of a group of curves, none with more of them than there are colours; many cosines are one table."""
+    if group == "gradient_cosine" and len(series) > COLOURS:
+        return _cosines(series)
+    title, names = group.replace("_", " "), list(series)
+    parts = [names[start : start + COLOURS] for start in range(0, len(names), COLOURS)]
+    return "".join(figure(title, {name: series[name] for name in part}, log=group in LOGARITHMIC) for part in parts)
+
+
+def _cosines(series: Mapping[str, Series]) -> str:
+    """The last cosine between each pair of objectives, `a·b`, as a triangle."""
+    last = {tuple(pair.split("·")): points[-1][1] for pair, points in series.items()}
+    names = list(dict.fromkeys(name for pair in last for name in pair))
+    rows = []
+    for i, row in enumerate(names):
+        cells = [last.get((column, row)) for column in names[:i]]
+        shown = "".join(f"<td>{'–' if value is None else format(value, '+.2f')}</td>" for value in cells)
+        rows.append(f"<tr><th scope='row'>{escape(row)}</th>{shown}</tr>")
+    heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in names[:-1])
+    return (
+        "<figure class='chart'><figcaption>gradient cosine, last measured</figcaption><div class='scroll'>"
+        f"<table class='cosines'><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows[1:])}</tbody></table>"
+        "</div></figure>"
     )
 
 

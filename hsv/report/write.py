@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from hsv.evaluate.features import extract_features
 from hsv.evaluate.knn import nearest_neighbours
 from hsv.evaluate.subset import Subset
 from hsv.export import load_model
-from hsv.monitor import read_metrics
-from hsv.objectives import Hybrid
+from hsv.monitor import read_metrics, verdicts
+from hsv.objectives import Hybrid, Objective
 from hsv.report.charts import Series
 from hsv.report.page import Neighbour, Query, Reconstruction, Report, render
 
@@ -57,6 +58,7 @@ def write_report(run_dir: str | Path, *, output: str | Path | None = None, seed:
         subtitle=_subtitle(config, hybrid),
         facts=_facts(config, metrics, evaluation),
         curves=_curves(metrics),
+        warnings=_warnings(config, hybrid, metrics),
         evaluation=evaluation,
         failures=_failures(run_dir / "failures.jsonl"),
         config=yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True),
@@ -65,9 +67,10 @@ def write_report(run_dir: str | Path, *, output: str | Path | None = None, seed:
     try:
         train = open_source(config.data, split="train", limit=config.input.limit)
         shown = _test_part(config) or train
-        if config.mae.norm_pix:
-            report.reconstruction_note = NORM_PIX_NOTE
-        report.reconstructions = _reconstructions(hybrid, shown, seed)
+        for name, objective in hybrid.objectives.items():
+            if hasattr(objective, "reconstruct"):
+                note = NORM_PIX_NOTE if getattr(config, name).norm_pix else ""
+                report.reconstructions[name] = _reconstructions(objective, hybrid, shown, seed), note
         report.queries = _queries(hybrid, train, shown, seed)
     except (ValueError, OSError) as error:
         report.footer += f" · pictures left out: {error}"
@@ -109,6 +112,14 @@ def _curves(metrics: list[dict]) -> dict[str, dict[str, Series]]:
     return curves
 
 
+def _warnings(config: Config, hybrid: Hybrid, metrics: list[dict]) -> list[str]:
+    """What is wrong at the end of the run, from the means of its last lines of metrics."""
+    last = metrics[-max(1, len(metrics) // 10) :]
+    keys = {key for row in last for key, value in row.items() if value is not None}
+    means = {key: fmean(row[key] for row in last if row.get(key) is not None) for key in keys}
+    return verdicts(means, hybrid.chances(config.run.batch_size // config.run.accumulate))
+
+
 def _failures(path: Path) -> list[tuple[str, str]]:
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
     return [(row["name"], row["reason"]) for row in rows]
@@ -145,12 +156,10 @@ def _picture(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).contiguous().numpy()
 
 
-def _reconstructions(hybrid: Hybrid, source: Source, seed: int) -> list[Reconstruction]:
-    if "mae" not in hybrid.objectives:
-        return []
+def _reconstructions(objective: Objective, hybrid: Hybrid, source: Source, seed: int) -> list[Reconstruction]:
     encoder = hybrid.encoder
     _, images = _pixels(_choose(source, RECONSTRUCTIONS, seed), hybrid)
-    _, filled, mask = hybrid.objectives["mae"].reconstruct(encoder, normalise(images, encoder.mean, encoder.std), seed)
+    _, filled, mask = objective.reconstruct(encoder, normalise(images, encoder.mean, encoder.std), seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (encoder.mean, encoder.std))
     (height, width), (p, q) = encoder.image_size, encoder.patch_size
     removed = mask.view(-1, 1, height // p, width // q).repeat_interleave(p, 2).repeat_interleave(q, 3)

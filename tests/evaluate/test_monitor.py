@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from hsv.monitor import MetricLog, effective_rank, feature_spread, read_metrics
+from hsv.monitor import MetricLog, effective_rank, feature_spread, read_metrics, verdicts
 
 
 def test_spread_is_one_on_the_sphere_and_zero_when_collapsed():
@@ -75,3 +75,15 @@ def test_a_new_log_replaces_an_old_one(tmp_path):
 def test_step_is_not_a_metric(tmp_path):
     with MetricLog(tmp_path) as log, pytest.raises(ValueError, match="'step'"):
         log.log(1, {"step": 3})
+
+
+def test_verdicts_are_plain_and_silent_when_all_is_well():
+    well = {"feature_spread": 0.8, "effective_rank": 40.0, "loss/dino": 5.0, "loss/simsiam": -0.9}
+    chances = {"dino": 8.3, "simsiam": 0.0, "mae": 1.0}
+    assert verdicts(well, chances) == []
+    assert verdicts(well | {"loss/dino": 8.29}, chances) == [
+        "dino has not learned: its loss is 8.29, and knowing nothing gives 8.3"
+    ]
+    assert "feature spread 0.01" in verdicts(well | {"feature_spread": 0.01}, chances)[0]
+    assert "effective rank 1.2" in verdicts(well | {"effective_rank": 1.2}, chances)[0]
+    assert math.isnan(effective_rank(torch.tensor([[1.0, math.nan], [0.0, 1.0]])))

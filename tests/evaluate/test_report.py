@@ -77,10 +77,11 @@ def test_an_empty_report_is_a_page_and_everything_is_escaped():
     pixels = np.zeros((8, 8, 1), np.uint8)
     query = Query(pixels, "<q>", [Neighbour(pixels, 0.5, "<n>")])
     report = Report("<t>", "<s>", [("<f>", "<v>")], {"<g>": {"<name>": [(1, 1.0), (2, 2.0)]}}, queries=[query])
-    report.reconstructions, report.config = [Reconstruction(pixels, pixels, pixels)], "</pre><script>"
+    report.reconstructions = {"<mae>": ([Reconstruction(pixels, pixels, pixels)], "<note>")}
+    report.warnings, report.config = ["<w>"], "</pre><script>"
     page = render(report)
     check(page)
-    for text in ("<q>", "<n>", "<t>", "<s>", "<f>", "<v>", "<g>", "<name>", "</pre><script>"):
+    for text in ("<mae>", "<note>", "<w>", "<q>", "<n>", "<t>", "<s>", "<f>", "<v>", "<g>", "<name>", "</pre><script>"):
         assert text not in page
     report.queries = [Query(pixels.astype(float), None, [])]
     with pytest.raises(ValueError, match="pixels: float64"):
@@ -123,3 +124,15 @@ def test_a_chart_puts_values_where_they_belong():
 )  # fmt: skip
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+def test_many_objectives_stay_readable():
+    """No chart has more curves than there are colours, and the cosines of many pairs are one table."""
+    names = [f"o{i}" for i in range(8)]
+    losses = {name: [(1, 1.0), (2, 0.5)] for name in names}
+    cosines = {f"{a}·{b}": [(1, 0.25)] for j, b in enumerate(names) for a in names[:j]}
+    page = render(Report("t", curves={"loss": losses, "gradient_cosine": cosines}))
+    check(page)
+    assert page.count("<figcaption>loss ") == 2 and page.count("<td>+0.25</td>") == 28
+    few = render(Report("t", curves={"gradient_cosine": dict(list(cosines.items())[:3])}))
+    assert "<td>+0.25" not in few and few.count("<figcaption>gradient cosine ") == 1

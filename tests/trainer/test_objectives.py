@@ -46,7 +46,9 @@ def test_distinct_views_and_requests(objectives, mae_view, expected_views, expec
     loss.backward()
     each = {f"{kind}/{name}" for kind in ("loss", "weight") for name in objectives}
     measured = {f"gradient/{name}" for name in objectives} | {"gradient_cosine/simclr·mae"}
-    assert set(logs) == {"loss/total", "feature_spread"} | each | (measured if len(objectives) > 1 else set())
+    assert set(logs) == {"loss/total", "feature_spread", "effective_rank"} | each | (
+        measured if len(objectives) > 1 else set()
+    )
     assert all(p.grad is not None and p.grad.isfinite().all() for p in hybrid.parameters())
 
 

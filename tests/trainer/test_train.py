@@ -83,7 +83,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert summary.encoder_call.startswith("timm.create_model('vit_tiny_patch16_224'")
     names = {
         *("loss/total", "loss/simclr", "loss/mae", "weight/simclr", "weight/mae"),
-        *("learning_rate", "gradient_norm", "feature_spread", "images_per_second"),
+        *("learning_rate", "gradient_norm", "feature_spread", "effective_rank", "images_per_second"),
     }
     assert set(read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]) == names | {"step"} == {*summary.metrics, "step"}
     saved = hsv.load_config(tmp_path / "run" / "config.yaml")
