@@ -20,8 +20,8 @@ Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 #: Which compiled or generated backends an operation has, beside the reference that each has.
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "contrast": ("cpu", "triton"),
-    "distillation": ("cpu",),
-    "cosine": ("cpu",),
+    "distillation": ("cpu", "triton"),
+    "cosine": ("cpu", "triton"),
     "masking": ("cpu", "triton", "cuda"),
     "reconstruction": ("cpu", "triton", "cuda"),
 }

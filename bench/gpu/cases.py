@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from bench import bench_contrast as contrast
+from bench import bench_cosine as cosine
 from bench import bench_masking as masking
 from bench import bench_reconstruction as reconstruction
 from bench import providers as p
 from bench.bench_step import training_step
 from bench.cases import DEVICE, QUICK, Case, Provider, Work
 from bench.gpu import truth
-from hsv_kernels import restore_tokens, use_backend
+from hsv_kernels import distillation_loss, restore_tokens, sinkhorn_centre, use_backend
 from hsv_kernels.backends import Backend
+from hsv_kernels.ops.distillation import reference as distillation
 from hsv_kernels.ops.masking.reference import restore_tokens as eager_restore
 
 BF16 = torch.bfloat16
@@ -34,6 +36,9 @@ LARGEST = [] if QUICK else [1 << 20]
 QUEUES = [(16, 256)] if QUICK else [(4096, 65536), (256, 65536)]
 BATCHES = [2] if QUICK else [4096, 256]
 DECODER_DIM = 512
+CROPS, GLOBAL = 10, 2
+VIEWS = [(2, 300)] if QUICK else [(32, 65_536), (256, 4096)]  # samples and classes
+ROWS = [(8, 64)] if QUICK else [(512, 2048), (4096, 256)]
 
 
 def on(backend: Backend, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -218,6 +223,101 @@ def reconstruction_case(batch: int) -> Case:
     )
 
 
+def crops(n: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's views, the teacher's, and a centre."""
+    student = torch.randn(CROPS, n, classes, dtype=dtype, device=DEVICE, requires_grad=True)
+    teacher = torch.randn(GLOBAL, n, classes, dtype=dtype, device=DEVICE)
+    return student, teacher, 0.1 * torch.randn(classes, device=DEVICE)
+
+
+def hsv_distillation(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
+    return distillation_loss(student, teacher, centre=centre)[0]
+
+
+def eager_distillation(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
+    """As in DINO: the loss of each pair of views, from probabilities and log-probabilities in float32."""
+    q, log_p = ((teacher - centre) / 0.04).softmax(-1), (student.float() / 0.1).log_softmax(-1)
+    losses = [-(q[t] * log_p[s]).sum(-1).mean() for t in range(GLOBAL) for s in range(CROPS) if t != s]
+    return sum(losses) / len(losses)
+
+
+def distillation_case(n: int, classes: int) -> Case:
+    logits = 2 * n * classes * (CROPS + GLOBAL)
+    forward, backward = Work(bytes=logits), Work(bytes=logits + 2 * n * classes * CROPS)
+    return Case(
+        operation="distillation_loss",
+        shape={"N": n, "crops": CROPS, "K": classes},
+        products="bfloat16",
+        inputs=partial(crops, n, classes),
+        providers={
+            "hsv": Provider(lambda: on("triton", hsv_distillation), BF16),
+            "eager": Provider(lambda: eager_distillation, BF16),
+            "torch.compile": Provider(p.compiled(eager_distillation), BF16),
+        },
+        kinds=(*KINDS, "graph"),
+        work=_graphs_too(
+            {"forward": forward, "backward": backward, "both": Work(bytes=forward.bytes + backward.bytes)}
+        ),
+        sets=_sets(logits),
+        truth=truth.distillation_loss,
+    )
+
+
+def targets(n: int, classes: int, dtype: torch.dtype) -> tuple[Tensor]:
+    return (torch.randn(GLOBAL, n, classes, dtype=dtype, device=DEVICE),)
+
+
+def hsv_sinkhorn(teacher: Tensor) -> Tensor:
+    return sinkhorn_centre(teacher, 0.05)
+
+
+def eager_sinkhorn(teacher: Tensor) -> Tensor:
+    """The same log-sums of columns and rows in PyTorch."""
+    scale, sums = torch.full((), 20.0, device=teacher.device), None
+    for _ in range(3):
+        sums = distillation.column_logsums([teacher], scale, sums)
+    return sums / scale
+
+
+def sinkhorn_case(n: int, classes: int) -> Case:
+    """Columns three times and rows twice, each a pass over the logits."""
+    size = 2 * n * classes * GLOBAL
+    return Case(
+        operation="sinkhorn_centre",
+        shape={"N": n, "views": GLOBAL, "K": classes},
+        products="bfloat16",
+        inputs=partial(targets, n, classes),
+        providers={
+            "hsv": Provider(lambda: on("triton", hsv_sinkhorn), BF16),
+            "eager": Provider(lambda: eager_sinkhorn, BF16),
+            "torch.compile": Provider(p.compiled(eager_sinkhorn), BF16),
+        },
+        kinds=("forward",),
+        work={"forward": Work(bytes=5 * size)},
+        sets=_sets(size),
+    )
+
+
+def cosine_case(n: int, dim: int) -> Case:
+    size = 2 * n * dim
+    work = {"forward": Work(bytes=2 * size), "backward": Work(bytes=3 * size), "both": Work(bytes=5 * size)}
+    return Case(
+        operation="negative_cosine",
+        shape={"N": n, "D": dim},
+        products="bfloat16",
+        inputs=partial(cosine.inputs, n, dim),
+        providers={
+            "hsv": Provider(lambda: on("triton", cosine.hsv), BF16),
+            "eager": Provider(lambda: cosine.eager, BF16),
+            "torch.compile": Provider(p.compiled(cosine.eager), BF16),
+        },
+        kinds=(*KINDS, "graph"),
+        work=_graphs_too(work),
+        sets=_sets(2 * size),
+        truth=truth.negative_cosine,
+    )
+
+
 def step_case(objectives: tuple[str, ...], batch: int) -> Case:
     model = "vit-tiny/16" if QUICK else "vit-small/16"
     step = partial(training_step, model, batch=batch, objectives=objectives)
@@ -258,7 +358,9 @@ def contrast_cases(full: bool) -> list[Case]:
 
 
 def memory_bound_cases(full: bool) -> list[Case]:
-    return [case(batch) for batch in BATCHES for case in (masking_case, restore_case, reconstruction_case)]
+    cases = [case(batch) for batch in BATCHES for case in (masking_case, restore_case, reconstruction_case)]
+    cases += [case(*sizes) for sizes in VIEWS for case in (distillation_case, sinkhorn_case)]
+    return cases + [cosine_case(*sizes) for sizes in ROWS]
 
 
 def end_to_end_cases(full: bool) -> list[Case]:

@@ -50,6 +50,8 @@ def _targets() -> Iterator[Target]:
     for operation in ("random_masking + gather_patches", "masked_mse"):
         for mode in ("forward", "backward"):
             yield Target(operation, {"B": 4096, "px": 224}, mode, "fraction", 0.8)
+    for mode in ("forward", "backward"):
+        yield Target("distillation_loss", {"N": 32, "crops": 10, "K": 65_536}, mode, "fraction", 0.8)
 
 
 TARGETS = list(_targets())

@@ -76,3 +76,25 @@ def masked_mse(inputs: tuple[Tensor, Tensor, Tensor], upstream: Tensor) -> list[
         (gradient[some],) = torch.autograd.grad(total, given, upstream.double())
         loss += total.detach()
     return [loss, gradient]
+
+
+def distillation_loss(inputs: tuple[Tensor, ...], upstream: Tensor) -> list[Tensor]:
+    """The mean over pairs t ≠ s of students [S, N, K], a teacher [T, N, K] and a centre [K], and S gradients as one."""
+    student, teacher, centre = (x.detach() for x in inputs)
+    q = ((teacher.double() - centre) / 0.04).softmax(-1)
+    pairs = sum(t != s for t in range(len(q)) for s in range(len(student)))
+    loss, gradient = q.new_zeros(()), torch.empty_like(student, dtype=torch.float64)
+    for s, view in enumerate(student):
+        x = view.double().requires_grad_()
+        targets = sum(q[t] for t in range(len(q)) if t != s)
+        part = -(targets * (x / 0.1).log_softmax(-1)).sum(-1).mean() / pairs
+        (gradient[s],) = torch.autograd.grad(part, x, upstream.double())
+        loss += part.detach()
+    return [loss, gradient]
+
+
+def negative_cosine(inputs: tuple[Tensor, Tensor], upstream: Tensor) -> list[Tensor]:
+    """The mean of −cos of rows [N, D], and the gradients of those that require one."""
+    rows = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    loss = -(F.normalize(rows[0], eps=1e-8) * F.normalize(rows[1], eps=1e-8)).sum(1).mean()
+    return [loss.detach(), *torch.autograd.grad(loss, [x for x in rows if x.requires_grad], upstream.double())]

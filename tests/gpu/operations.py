@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from hsv_kernels import (
+    distillation_loss,
     gather_patches,
     gather_tokens,
     masked_mse,
+    negative_cosine,
     nt_xent,
     random_masking,
     restore_tokens,
     similarity_logsumexp,
+    sinkhorn_centre,
 )
 from hsv_kernels.backends import OPERATIONS, Backend, BackendError
 
@@ -65,6 +68,12 @@ def predictions(device: torch.device) -> list[Tensor]:
     images = normal(device, B, 3, SIDE, SIDE, grad=False, dtype=torch.float32)
     mask = (torch.rand(B, L, device=device).argsort(1) < L - K).float()
     return [normal(device, B, L, PATCH * PATCH * 3), images, mask]
+
+
+def crops(device: torch.device) -> list[Tensor]:
+    """Two views of a student that are stacked, one that is not, a teacher's two, a centre, and weights of rows."""
+    views = [normal(device, 2, 33, 5003), normal(device, 33, 5003), normal(device, 2, 33, 5003, grad=False)]
+    return [*views, normal(device, 5003, grad=False, dtype=torch.float32), torch.rand(33, device=device)]
 
 
 def temperature(device: torch.device) -> Tensor:
@@ -128,6 +137,26 @@ ALL = [
         predictions,
         lambda pred, images, mask, **k: masked_mse(pred, images, mask, PATCH, **k),
     ),
+    Operation(
+        "distillation_loss",
+        "distillation",
+        crops,
+        lambda one, other, teacher, centre, weights, **k: distillation_loss(
+            [one, other], teacher, centre=centre, weights=weights, **k
+        ),
+    ),
+    Operation(
+        "sinkhorn_centre",
+        "distillation",
+        lambda d: [normal(d, 2, 33, 5003, grad=False)],
+        lambda teacher, **k: sinkhorn_centre(teacher, 0.05, **k),
+    ),
+    Operation(
+        "negative_cosine",
+        "cosine",
+        lambda d: [normal(d, 151, 1030), normal(d, 151, 1030)],
+        lambda p, z, **k: negative_cosine(p, z, reduction="none", **k),
+    ),
 ]
 
 
@@ -151,6 +180,7 @@ def run(operation: Operation, inputs: list[Tensor], backend: Backend) -> list[Te
     results = list(found) if isinstance(found, tuple) else [found]
     leaves = [x for x in inputs if x.requires_grad]
     if leaves:
-        upstream = [torch.linspace(-1, 2, x.numel(), device=x.device, dtype=x.dtype).view_as(x) for x in results]
-        results += torch.autograd.grad(results, leaves, upstream)
+        roots = [x for x in results if x.requires_grad]
+        upstream = [torch.linspace(-1, 2, x.numel(), device=x.device, dtype=x.dtype).view_as(x) for x in roots]
+        results += torch.autograd.grad(roots, leaves, upstream)
     return [x.detach() for x in results]

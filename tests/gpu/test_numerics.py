@@ -10,13 +10,16 @@ from torch import Tensor
 from bench.gpu import truth
 from bench.providers import TEMPERATURE, eager_nt_xent, eager_queue
 from hsv_kernels import (
+    distillation_loss,
     gather_patches,
     gather_tokens,
     masked_mse,
+    negative_cosine,
     nt_xent,
     random_masking,
     restore_tokens,
     similarity_logsumexp,
+    sinkhorn_centre,
 )
 from hsv_kernels.backends import OPERATIONS, why_not
 from tests.kernels.cases import assert_accurate
@@ -129,6 +132,41 @@ def test_masked_mse(backend: str, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch, classes", [(32, 65_536), (5, 100_003), (300, 8192)])
+def test_distillation_loss(batch: int, classes: int, dtype: torch.dtype) -> None:
+    student, teacher = normal(5, batch, classes, dtype=dtype), normal(2, batch, classes, dtype=dtype, grad=False)
+    centre = normal(classes, dtype=torch.float32, grad=False)
+    obeys_the_error_rule(
+        lambda s, t, c: distillation_loss(s, t, centre=c, backend="triton")[0],
+        lambda s, t, c: distillation_loss(s, t, centre=c, backend="reference")[0],
+        truth.distillation_loss,
+        (student, teacher, centre),
+    )
+    _, mean = distillation_loss(student, teacher, centre=centre, backend="triton")
+    torch.testing.assert_close(mean, teacher.double().mean((0, 1)).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch, classes", [(512, 3000), (16_384, 4096), (5, 100_003)])
+def test_sinkhorn_centre(batch: int, classes: int, dtype: torch.dtype) -> None:
+    teacher = normal(2, batch, classes, dtype=dtype, grad=False)
+    found = sinkhorn_centre(teacher, 0.05, backend="triton")
+    exact = sinkhorn_centre(teacher.double(), 0.05, backend="reference")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch, dim", [(512, 2048), (4096, 256), (1003, 1030)])
+def test_negative_cosine(batch: int, dim: int, dtype: torch.dtype) -> None:
+    obeys_the_error_rule(
+        lambda p, z: negative_cosine(p, z, backend="triton"),
+        lambda p, z: negative_cosine(p, z, backend="reference"),
+        truth.negative_cosine,
+        (normal(batch, dim, dtype=dtype), normal(batch, dim, dtype=dtype)),
+    )
+
+
 def some_anchors(m: int) -> tuple[Tensor, Tensor]:
     """Rows at the ends and in between, and an incoming gradient [m] that is zero elsewhere."""
     anchors = torch.tensor([0, 7, m // 3, m // 2 - 1, m // 2, m - 1], device=CUDA)
@@ -218,6 +256,33 @@ def test_masked_mse_takes_no_memory_but_its_gradient(backend: str) -> None:
     step()  # compiles
     found, extra = with_peak(step)
     assert extra <= found[1].nbytes + 4 * MIB
+
+
+def test_distillation_takes_no_memory_but_its_gradient() -> None:
+    """And what merges the blocks of classes: a few numbers for each block of 2,048 of each view."""
+    student, teacher = normal(10, 32, 65_536, dtype=BF16), normal(2, 32, 65_536, dtype=BF16, grad=False)
+    step = lambda: differentiate(lambda s: distillation_loss(s, teacher, backend="triton")[0], (student,))  # noqa: E731
+    step()  # compiles
+    found, extra = with_peak(step)
+    assert extra <= found[1].nbytes + 32 * MIB
+
+
+def test_distillation_beyond_2_31_elements() -> None:
+    needs_memory(48)
+    batch, classes, last = 3300, 65_536, slice(-2, None)
+    student, teacher = normal(10, batch, classes, dtype=BF16), normal(2, batch, classes, dtype=BF16, grad=False)
+    assert student.numel() > 2**31
+    weights = torch.zeros(batch, device=CUDA)
+    weights[last] = 1
+    settings = {"reduction": "sum"}
+    loss, _ = distillation_loss(student, teacher, weights=weights, **settings, backend="triton")
+    (gradient,) = torch.autograd.grad(loss, student)
+    small = student.detach()[:, last].clone().requires_grad_()
+    expected, _ = distillation_loss(small, teacher[:, last], **settings, backend="reference")
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    (exact,) = torch.autograd.grad(expected, small)
+    torch.testing.assert_close(gradient[:, last], exact, rtol=2e-2, atol=1e-5)
+    assert not gradient[:, :-2].any()
 
 
 def test_nt_xent_of_rows_far_apart() -> None:
