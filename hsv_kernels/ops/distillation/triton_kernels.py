@@ -24,8 +24,11 @@ __all__ = ["backward", "column_logsums", "configurations", "forward"]
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-#: Teachers × classes that a program holds, 32 numbers for each of 128 threads.
+#: Teachers × classes that a program holds.
 BLOCK = 4096
+
+#: Of 4,096 numbers and what forward keeps beside them, 128 threads would spill some.
+FORWARD_WARPS = 8
 
 
 @triton.jit
@@ -213,6 +216,7 @@ def forward(
                 *(some, *given, columns, teacher_parts, student_parts[first:]),
                 *(N, K, len(some), T, rows, *some.stride(), *targets.stride()),
                 **{"CENTRED": centre is not None, "FIRST": first == 0, "BT": tile.BT, "BK": tile.BK},
+                num_warps=FORWARD_WARPS,
             )
         merge_kernel[N,](
             *(student_parts, teacher_parts, counts_of(pairs, S, T, losses), student_scale, teacher_scale),
@@ -285,9 +289,10 @@ def configurations() -> Iterator[Configuration]:
         if not centred:
             given.pop("p_centre")
             constants["p_centre"] = None
-        yield _configuration(forward_kernel, given, {**constants, "FIRST": True})
-        yield _configuration(forward_kernel, given, {**constants, "FIRST": False})
+        yield _configuration(forward_kernel, given, {**constants, "FIRST": True}, FORWARD_WARPS)
         yield _configuration(backward_kernel, given, constants)
+    constants["FIRST"] = False  # of separate students the second and later
+    yield _configuration(forward_kernel, given, constants, FORWARD_WARPS)
     for T in (1, 2):
         tile = tile_of(T, 65_536)
         constants = {"PAIRS": 18 // (3 - T), "BT": tile.BT, "BB": triton.next_power_of_2(tile.blocks)}
@@ -296,7 +301,9 @@ def configurations() -> Iterator[Configuration]:
     yield from sinkhorn_configurations()
 
 
-def _configuration(kernel: triton.JITFunction, given: dict[str, str], constants: dict) -> Configuration:
+def _configuration(
+    kernel: triton.JITFunction, given: dict[str, str], constants: dict, num_warps: int = 4
+) -> Configuration:
     """With of `given` what the kernel takes."""
     names = [parameter.name for parameter in kernel.params]
-    return Configuration(kernel, {name: given[name] for name in names if name in given}, constants, 4, 3)
+    return Configuration(kernel, {name: given[name] for name in names if name in given}, constants, num_warps, 3)
