@@ -27,8 +27,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 #: Teachers × classes that a program holds.
 BLOCK = 4096
 
-#: Of 4,096 numbers and what forward keeps beside them, 128 threads would spill some.
-FORWARD_WARPS = 8
+#: Of 4,096 numbers and what the kernels keep beside them, 128 threads would spill some.
+WARPS = 8
 
 
 @triton.jit
@@ -216,7 +216,7 @@ def forward(
                 *(some, *given, columns, teacher_parts, student_parts[first:]),
                 *(N, K, len(some), T, rows, *some.stride(), *targets.stride()),
                 **{"CENTRED": centre is not None, "FIRST": first == 0, "BT": tile.BT, "BK": tile.BK},
-                num_warps=FORWARD_WARPS,
+                num_warps=WARPS,
             )
         merge_kernel[N,](
             *(student_parts, teacher_parts, counts_of(pairs, S, T, losses), student_scale, teacher_scale),
@@ -255,6 +255,7 @@ def backward(
                     *(weights, some, *given, counts[first:], student_sums[:, first:], teacher_sums.contiguous()),
                     *(found[-1], N, K, len(some), T, S, *some.stride(), *targets.stride()),
                     **{"CENTRED": centre is not None, "BT": tile.BT, "BK": tile.BK},
+                    num_warps=WARPS,
                 )
             first += len(some)
     return found
@@ -289,10 +290,10 @@ def configurations() -> Iterator[Configuration]:
         if not centred:
             given.pop("p_centre")
             constants["p_centre"] = None
-        yield _configuration(forward_kernel, given, {**constants, "FIRST": True}, FORWARD_WARPS)
-        yield _configuration(backward_kernel, given, constants)
-    constants["FIRST"] = False  # of separate students the second and later
-    yield _configuration(forward_kernel, given, constants, FORWARD_WARPS)
+        yield _configuration(forward_kernel, given, {**constants, "FIRST": True}, WARPS)
+        yield _configuration(backward_kernel, given, constants, WARPS)
+    later = {**constants, "FIRST": False}  # of separate students the second and later
+    yield _configuration(forward_kernel, given, later, WARPS)
     for T in (1, 2):
         tile = tile_of(T, 65_536)
         constants = {"PAIRS": 18 // (3 - T), "BT": tile.BT, "BB": triton.next_power_of_2(tile.blocks)}
