@@ -1,4 +1,4 @@
-"""Train, evaluate and export hybrid self-supervised vision encoders."""
+"""Train, evaluate and export self-supervised vision encoders."""
 
 from importlib import import_module
 from typing import Any
