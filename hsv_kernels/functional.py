@@ -23,6 +23,7 @@ from hsv_kernels.ops.cosine import function as cosine
 from hsv_kernels.ops.distillation import function as distillation
 from hsv_kernels.ops.masking import function as masking
 from hsv_kernels.ops.reconstruction import function as reconstruction
+from hsv_kernels.rows import unit_rows
 
 __all__ = [
     "denormalise_patches",
@@ -234,7 +235,7 @@ def info_nce(
     check_choice("reduction", reduction, REDUCTIONS)
     dtype = torch.promote_types(q.dtype, k.dtype) if queue is None else queue.dtype
     check_scalar("temperature", temperature, q if queue is None else queue, positive=True)
-    q, k = (_rows(x, dtype, normalise) for x in (q, k))
+    q, k = ((unit_rows(x, dtype) if normalise else x.to(dtype)) for x in (q, k))
     positive = torch.arange(len(q), device=q.device) if queue is None else k
     d, _ = similarity_logsumexp(
         *(q, k if queue is None else queue),
@@ -245,13 +246,6 @@ def info_nce(
     )
     losses = F.softplus(d, threshold=40)  # log(1 + exp d); beyond, the difference from d is below double precision
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
-
-
-def _rows(x: Tensor, dtype: torch.dtype, normalise: bool) -> Tensor:
-    """Rows [N, D] in `dtype`, divided in float32 or float64 by their norms if asked."""
-    if normalise:
-        x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)))
-    return x.to(dtype)
 
 
 def negative_cosine(

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsv_kernels.checks import FLOATS, check_integer
+from hsv_kernels.rows import unit_rows
 
 __all__ = ["KeyQueue"]
 
@@ -80,12 +81,10 @@ class KeyQueue(nn.Module):
             raise ValueError(f"keys must be floating rows [B, {dim}]; got {given}")
         if keys.device != self.keys.device:
             raise ValueError(f"keys must be on {self.keys.device}, where the queue is; got {keys.device}")
-        last = keys[-size:]
-        if self.normalise:
-            last = F.normalize(last.to(torch.promote_types(last.dtype, torch.float32)))
+        last, dtype = keys[-size:], self.keys.dtype
         self.cursor += len(keys)
         rows = self.cursor + torch.arange(-len(last), 0, device=keys.device)
-        self.keys.index_copy_(0, rows.remainder_(size), last.to(self.keys.dtype))
+        self.keys.index_copy_(0, rows.remainder_(size), unit_rows(last, dtype) if self.normalise else last.to(dtype))
 
     def extra_repr(self) -> str:
         size, dim = self.keys.shape

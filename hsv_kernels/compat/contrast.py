@@ -8,13 +8,9 @@ from hsv_kernels.backends import resolve
 from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, rank, world_size
 from hsv_kernels.distributed.collectives import row_counts
 from hsv_kernels.functional import similarity_logsumexp
+from hsv_kernels.rows import unit_rows
 
-__all__ = ["gathered", "inverse", "queue_losses", "two_view_loss", "unit_rows", "unread_by_backward"]
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """x / max(‖x‖, 1e-12) by rows, in float32 at least and rounded to the dtype of x."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1).to(x.dtype)
+__all__ = ["gathered", "inverse", "queue_losses", "two_view_loss", "unread_by_backward"]
 
 
 def inverse(temperature: float | Tensor) -> float | Tensor:

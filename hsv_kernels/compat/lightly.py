@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from hsv_kernels.compat.centre import moved
-from hsv_kernels.compat.contrast import queue_losses, two_view_loss, unit_rows, unread_by_backward
+from hsv_kernels.compat.contrast import queue_losses, two_view_loss, unread_by_backward
 from hsv_kernels.compat.patches import folded
 from hsv_kernels.distributed import all_gather_rows, distillation_loss, mean_over_ranks, world_size
 from hsv_kernels.functional import negative_cosine, nt_xent, random_masking
 from hsv_kernels.ops.masking import reference as masking
 from hsv_kernels.queue import KeyQueue
+from hsv_kernels.rows import unit_rows
 
 __all__ = [
     "DINOLoss",

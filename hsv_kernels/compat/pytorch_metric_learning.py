@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsv_kernels.compat.contrast import inverse, unit_rows
+from hsv_kernels.compat.contrast import inverse
 from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
 from hsv_kernels.functional import similarity_logsumexp
+from hsv_kernels.rows import unit_rows
 
 __all__ = ["NTXentLoss", "SupConLoss"]
 

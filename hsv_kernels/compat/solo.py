@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsv_kernels.compat.centre import moved
-from hsv_kernels.compat.contrast import gathered, inverse, queue_losses, unit_rows
+from hsv_kernels.compat.contrast import gathered, inverse, queue_losses
 from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
 from hsv_kernels.distributed import distillation_loss, mean_over_ranks, world_size
 from hsv_kernels.functional import negative_cosine, similarity_logsumexp
+from hsv_kernels.rows import unit_rows
 
 __all__ = [
     "DINOLoss",

@@ -19,6 +19,7 @@ from hsv_kernels.distributed.collectives import (
     world_size,
 )
 from hsv_kernels.distributed.ring import ring_difference
+from hsv_kernels.rows import unit_rows
 
 __all__ = ["Negatives", "info_nce", "nt_xent"]
 
@@ -65,7 +66,7 @@ def nt_xent(
         options = {"reduction": "sum", "dot_dtype": dot_dtype, "backend": backend}
         total = functional.nt_xent(z0, z1, temperature, **options) if n else no_rows(z0, z1, temperature)
         return mean_over_ranks(total, 2 * n)
-    z = _unit(torch.cat([z0, z1]), z0.dtype)
+    z = unit_rows(torch.cat([z0, z1]))
     other_view = torch.arange(2 * n, device=z.device).roll(n)
     both = None if counts is None else [2 * count for count in counts]
     return _mean_loss(z, z, other_view, temperature, True, negatives, both, dot_dtype, backend)
@@ -115,14 +116,9 @@ def info_nce(
     if k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {list(q.shape)}; got {list(k.shape)}")
     dtype = torch.promote_types(q.dtype, k.dtype)
-    q, k = ((_unit(x, dtype) if normalise else x.to(dtype)) for x in (q, k))
+    q, k = ((unit_rows(x, dtype) if normalise else x.to(dtype)) for x in (q, k))
     same_image = torch.arange(len(q), device=q.device)
     return _mean_loss(q, k, same_image, temperature, False, negatives, counts, dot_dtype, backend)
-
-
-def _unit(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of length 1, computed in at least float32 and rounded to `dtype`."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), eps=1e-12).to(dtype)
 
 
 def _mean_loss(
