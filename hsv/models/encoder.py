@@ -76,6 +76,11 @@ class Encoder(nn.Module):
         return self.vit.patch_embed.patch_size
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        return self.vit.patch_embed.grid_size
+
+    @property
     def num_patches(self) -> int:
         """Patches of an image."""
         return self.vit.patch_embed.num_patches

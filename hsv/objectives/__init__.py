@@ -1,12 +1,10 @@
 """What can be trained on the shared encoder: one file for each method, and `hybrid` for any set of them."""
 
 from hsv.objectives.hybrid import OBJECTIVES, Hybrid, build_hybrid
-from hsv.objectives.mae import MAE
 from hsv.objectives.objective import Batch, Objective
 from hsv.objectives.request import Causal, Drop, Encoded, Replace, Request, View
 
 __all__ = [
-    "MAE",
     "OBJECTIVES",
     "Batch",
     "Causal",

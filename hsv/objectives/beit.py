@@ -37,7 +37,7 @@ class BEiT(Objective):
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
         super().__init__()
         self.config, self.seed = config.beit, config.run.seed
-        self.grid = tuple(side // p for side, p in zip(encoder.image_size, encoder.patch_size, strict=True))
+        self.grid = encoder.grid
         self.num_masked = max(1, int(self.config.mask_ratio * encoder.num_patches))
         self.requests = [Request(View(self.config.view, 0), Replace("beit"))]
         self.mask_token = nn.Parameter(torch.randn(encoder.dim) * 0.02)

@@ -31,7 +31,7 @@ class CPC(Objective):
         super().__init__()
         self.config, self.negatives = config.cpc, config.run.negatives
         self.requests = [Request(View(self.config.view, 0), Causal())]
-        self.grid = tuple(side // p for side, p in zip(encoder.image_size, encoder.patch_size, strict=True))
+        self.grid = encoder.grid
         if self.grid[0] < 2:
             raise ValueError(f"cpc: got {self.grid[0]} row of patches; allowed: at least 2")
         self.steps = range(1, min(self.config.steps, self.grid[0] - 1) + 1)

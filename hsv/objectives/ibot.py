@@ -38,7 +38,7 @@ class IBOT(Objective):
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
         super().__init__()
         self.config, self.momentum, self.seed = config.ibot, config.ibot.momentum, config.run.seed
-        self.grid = tuple(side // p for side, p in zip(encoder.image_size, encoder.patch_size, strict=True))
+        self.grid = encoder.grid
         most = (self.config.mask_ratio + self.config.mask_ratio_spread) * encoder.num_patches
         if most < 1 and self.config.mask_probability:
             raise ValueError(
