@@ -90,6 +90,7 @@ bench-check: $(VENV)/installed
 	$(BIN)/python -m bench.check $(if $(BASE),--base $(BASE)) $(if $(NEW),--new $(NEW)) $(if $(TOLERANCE),--tolerance $(TOLERANCE))
 
 methods: $(VENV)/installed
+	@test -n '$(DATA)' || { echo "DATA names a folder of labelled images: make methods DATA=FOLDER"; exit 1; }
 	$(BIN)/python -m bench.methods --data '$(DATA)' $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(METHODS),--methods '$(METHODS)') $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
 
