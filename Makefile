@@ -14,7 +14,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
-JOBS ?= 2
 # What hsv_kernels.compat is compared with; without dependencies, of which the losses need none beyond ours.
 ORIGINALS := lightly==1.6.* pytorch-metric-learning==2.9.*
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
@@ -32,7 +31,7 @@ demo: $(VENV)/installed
 # compiler; and the kernels with each other instruction set.
 test: $(VENV)/installed
 	others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); \
-	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -j $(JOBS) test-kernels test-above-kernels test-ahead-of-time \
+	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -j $(or $(JOBS),2) test-kernels test-above-kernels test-ahead-of-time \
 		test-interpreted $$(for isa in $$others; do echo test-kernels-on-$$isa; done)
 
 test-kernels:
