@@ -80,7 +80,7 @@ class WeightingConfig:
         positive(f"{name}.lr", self.lr)
         positive(f"{name}.measure_every", self.measure_every)
         unknown = set(self.fixed) - set(methods)
-        require(not unknown, f"{name}.fixed", sorted(unknown), f"names among {', '.join(methods)}")
+        require(not unknown, f"{name}.fixed", sorted(unknown), f"objectives of the run, {', '.join(methods)}")
         for method, weight in self.fixed.items():
             not_negative(f"{name}.fixed.{method}", weight)
         require(
@@ -132,7 +132,7 @@ class RunConfig:
     of one part for about a third more time."""
     negatives: Literal["gather", "ring", "local"] = "gather"
     """Negatives of contrastive losses on several ranks: gathered, passed round a ring with memory for one rank's
-    alone, or each rank's own."""
+    alone, or each rank's own. Those of MoCo v2 are its queue, whatever this says."""
     export: Literal["teacher", "student"] = "teacher"
     """What is exported and evaluated of a method with a momentum teacher."""
     epochs: float = 100.0

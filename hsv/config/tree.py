@@ -89,7 +89,7 @@ class Config:
         self.input.check("input")
         self.optimiser.check("optimiser")
         self.run.check("run")
-        self.weighting.check("weighting", METHODS)
+        self.weighting.check("weighting", named)
         for name in METHODS:
             getattr(self, name).check(name)
         require(
