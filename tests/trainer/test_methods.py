@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from trainer_cases import tiny_config
+from trainer_cases import narrow_config, tiny_config
 
 from hsv.config import METHODS
 from hsv.data import ViewSpec
@@ -17,15 +17,11 @@ BATCH = 6
 
 def method(name: str, **settings) -> Hybrid:
     """One objective, narrow, on a tiny encoder whose teacher has moved away from the student."""
-    config = tiny_config("unused")
-    config.objectives, config.encoder.drop_path = [name], 0.0
+    config = narrow_config("unused", [name])
+    config.encoder.drop_path, config.moco.queue_size = 0.0, 10
     config.input.mean, config.input.std = [0.5], [0.25]
-    narrow = {"hidden_dim": 24, "out_dim": 16, "bottleneck_dim": 12, "predictor_dim": 12, "prototypes": 16}
-    narrow |= {"queue_size": 10, "num_locals": 2}
-    chosen = getattr(config, name)
-    for key, value in (narrow | settings).items():
-        if hasattr(chosen, key):
-            setattr(chosen, key, value)
+    for key, value in settings.items():
+        setattr(getattr(config, name), key, value)
     torch.manual_seed(0)
     hybrid = build_hybrid(config, build_encoder(config))
     with torch.no_grad():

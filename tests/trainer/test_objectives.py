@@ -5,16 +5,12 @@ import math
 
 import pytest
 import torch
-from timm.layers import DropPath
 from torch.nn import functional as F
 from trainer_cases import tiny_config
 
-from hsv.config import WeightingConfig
 from hsv.data import ViewSpec
 from hsv.export import build_encoder
-from hsv.objectives import Hybrid, Objective, build_hybrid
-from hsv.objectives.weighting import Weighting
-from hsv.optim import adamw, learning_rate_factor, set_learning_rate
+from hsv.objectives import Hybrid, build_hybrid
 
 
 def hybrid_for(objectives, **mae) -> Hybrid:
@@ -121,58 +117,6 @@ def test_decoder_learns_a_constant_texture():
     assert loss.item() < 0.02
     _, filled, _ = hybrid.eval().objectives["mae"].reconstruct(hybrid.encoder, images)
     torch.testing.assert_close(filled, images, rtol=0, atol=0.5)
-
-
-def gradients(chunks: int, drop_path: float) -> list[torch.Tensor]:
-    hybrid = hybrid_for(["simclr", "cpc", "byol", "mae"])
-    hybrid.chunks = chunks
-    for number, block in enumerate(hybrid.encoder.vit.blocks):
-        block.drop_path1 = block.drop_path2 = DropPath(drop_path * number)
-    torch.manual_seed(1)
-    loss, _ = hybrid(views(hybrid), draw=0)
-    return torch.autograd.grad(loss, [p for p in hybrid.parameters() if p.requires_grad])
-
-
-@pytest.mark.parametrize("chunks", [3, 100])
-def test_chunks_give_the_gradient_of_the_whole_batch(chunks):
-    torch.testing.assert_close(gradients(chunks, 0.0), gradients(1, 0.0), rtol=1e-4, atol=1e-6)
-
-
-def test_chunks_encoded_again_drop_the_same_paths(monkeypatch):
-    found = gradients(3, 0.5)
-    monkeypatch.setattr("hsv.models.encoder.checkpoint", lambda function, *args, use_reentrant: function(*args))
-    torch.testing.assert_close(found, gradients(3, 0.5), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("losses", [(0.3, 0.5), (0.05, 1.0), (9.0, 0.7)])
-def test_learned_weights_reach_the_inverse_of_constant_losses(losses):
-    config = tiny_config("unused")
-    module = torch.nn.Module()
-    module.weighting = Weighting(dict.fromkeys("ab", Objective()), WeightingConfig())
-    optimiser = adamw(module, config)
-    for step in range(500):
-        set_learning_rate(optimiser, learning_rate_factor(step, 500, 50))
-        optimiser.zero_grad()
-        module.weighting(torch.tensor(losses)).backward()
-        optimiser.step()
-    expected = (1 / torch.tensor(losses)).clamp(0.25, 4)
-    torch.testing.assert_close(module.weighting.weights(), expected, rtol=0.1, atol=0)
-
-
-def test_fixed_weights_and_the_weight_of_one():
-    losses = torch.tensor([2.0, 3.0])
-    fixed = Weighting(dict.fromkeys("ab", Objective()), WeightingConfig(kind="fixed", fixed={"b": 0.5}))
-    assert fixed(losses).item() == 3.5 and not list(fixed.parameters())
-    alone = Weighting({"a": Objective()}, WeightingConfig(fixed={"a": 7.0}))
-    assert alone(losses[:1]).item() == 2.0 and not list(alone.parameters())
-
-
-def test_a_loss_without_gradient_does_not_move_the_weights_of_the_others():
-    weighting = Weighting(dict.fromkeys("abc", Objective()), WeightingConfig(kind="gradient_norm"))
-    x = torch.ones(3, requires_grad=True)
-    logs = weighting.measure([x.sum(), 0 * x.sum(), 2 * x.sum()], [x])
-    torch.testing.assert_close(weighting.weights(), torch.tensor([2**0.5, 1.0, 0.5**0.5]))
-    assert all(value.isfinite() for value in logs.values())
 
 
 def test_chance_levels():

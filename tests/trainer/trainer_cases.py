@@ -1,8 +1,9 @@
 """Small configurations that train in a second or two."""
 
+import itertools
 from pathlib import Path
 
-from hsv.config import Config, load_config
+from hsv.config import METHODS, Config, load_config
 
 
 def tiny_config(output: Path | str, **run) -> Config:
@@ -22,3 +23,16 @@ def tiny_config(output: Path | str, **run) -> Config:
 def tiny_model(**arguments) -> dict:
     """Arguments of `hsv.models.Encoder` for a narrow vision transformer."""
     return {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 32, "depth": 2, "num_heads": 2, **arguments}
+
+
+def narrow_config(output: Path | str, objectives: list[str], **run) -> Config:
+    """`tiny_config` for any objectives, with narrow heads, few prototypes, small crops and keys."""
+    config = tiny_config(output, **run)
+    config.objectives = objectives
+    narrow = {"hidden_dim": 24, "out_dim": 16, "bottleneck_dim": 12, "predictor_dim": 12, "prototypes": 16}
+    narrow |= {"queue_size": 100, "num_locals": 2, "vocabulary": 32, "decoder_dim": 32}
+    narrow |= {"decoder_depth": 1, "feature_depth": 1}
+    for name, (key, value) in itertools.product(METHODS, narrow.items()):
+        if hasattr(getattr(config, name), key):
+            setattr(getattr(config, name), key, value)
+    return config
