@@ -2,6 +2,7 @@
 
 from hsv.objectives.hybrid import OBJECTIVES, Hybrid, build_hybrid
 from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.pixels import PixelObjective
 from hsv.objectives.request import Causal, Drop, Encoded, Replace, Request, View
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Encoded",
     "Hybrid",
     "Objective",
+    "PixelObjective",
     "Replace",
     "Request",
     "View",

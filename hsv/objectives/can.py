@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from hsv.config import Config
 from hsv.models import Decoder, Encoder, mlp
 from hsv.objectives.objective import Batch, Objective
+from hsv.objectives.pixels import PixelObjective
 from hsv.objectives.request import Drop, Encoded, Request, View
 from hsv_kernels.distributed import masked_mse, nt_xent
 
 __all__ = ["CAN"]
 
 
-class CAN(Objective):
+class CAN(PixelObjective):
     """Both views are noised and masked; the mean of the visible tokens is contrasted, and a decoder says what the
     removed patches show and which noise lies on the visible ones,
 
@@ -58,8 +59,7 @@ class CAN(Objective):
 
     def reconstruction(self, batch: Batch, request: Request, visible: Encoded) -> Tensor:
         """The weighted mean of a view's two errors, of weight 1 in all."""
-        level = self.level(self.frequencies(visible.noise_level)) if self.noisy else None
-        pred = self.decoder(visible.patches, visible.ids_restore, level)
+        pred = self.decode(visible)
         removed, image = visible.mask, batch.images[request.view]
         error = masked_mse(pred[..., : self.pixels], image, removed, self.patch_size, norm_pix=self.config.norm_pix)
         if not self.noisy:
@@ -67,6 +67,14 @@ class CAN(Objective):
         noise = visible.noise / visible.noise_level.clamp_min(1e-8)[:, None, None, None]
         noise_error = masked_mse(pred[..., self.pixels :], noise, 1 - removed, self.patch_size, norm_pix=False)
         return torch.lerp(error, noise_error, self.config.noise_weight / (1 - self.config.contrast_weight))
+
+    def decode(self, visible: Encoded) -> Tensor:
+        """Patches [B, L, p·q·C], and beside them the noise of each if there is any, [B, L, 2·p·q·C]."""
+        level = self.level(self.frequencies(visible.noise_level)) if self.noisy else None
+        return self.decoder(visible.patches, visible.ids_restore, level)
+
+    def predict(self, encoded: Encoded) -> Tensor:
+        return self.decode(encoded)[..., : self.pixels].contiguous()
 
     def frequencies(self, level: Tensor) -> Tensor:
         """Deviations [B] as sines and cosines [B, decoder_dim] of frequencies from 1 to 10,000 over the range."""

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from hsv.config import Config
 from hsv.models import Decoder, Encoder, mlp, teacher_of
 from hsv.objectives.objective import Batch, Objective
-from hsv.objectives.request import Drop, Request, View
+from hsv.objectives.pixels import PixelObjective
+from hsv.objectives.request import Drop, Encoded, Request, View
 from hsv_kernels.distributed import info_nce, masked_mse
 
 __all__ = ["CMAE"]
 
 
-class CMAE(Objective):
+class CMAE(PixelObjective):
     """From the visible tokens of a masked view one decoder makes the removed pixels, another the features of all
     patches, whose mean finds what the momentum encoder makes of the whole view, moved by a few pixels and recoloured,
 
@@ -49,14 +50,16 @@ class CMAE(Objective):
     def forward(self, batch: Batch) -> Tensor:
         (request,), (target,) = self.requests, self.teacher_requests
         visible = batch.student[request]
-        pred = self.pixel_decoder(visible.patches, visible.ids_restore)
         image = batch.images[request.view]
-        pixels = masked_mse(pred, image, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
+        pixels = masked_mse(self.predict(visible), image, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
         q = self.predictor(self.projector(self.feature_decoder(visible.patches, visible.ids_restore).mean(1)))
         with torch.no_grad():
             k = self.teacher_projector(batch.teacher[target].pool("mean"))
         contrast = info_nce(q, k, temperature=self.config.temperature, negatives=self.negatives, counts=batch.counts)
         return pixels + 2 * self.config.temperature * contrast
+
+    def predict(self, encoded: Encoded) -> Tensor:
+        return self.pixel_decoder(encoded.patches, encoded.ids_restore)
 
     def chance(self, batch: int) -> float:
         """1 for the pixels, and every key as likely."""

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from hsv.config import Config
 from hsv.models import Encoder
 from hsv.objectives.objective import Batch, Objective
-from hsv.objectives.request import Request, View
+from hsv.objectives.pixels import PixelObjective
+from hsv.objectives.request import Encoded, Request, View
 from hsv_kernels.distributed import masked_mse
 
 __all__ = ["DAE"]
 
 
-class DAE(Objective):
+class DAE(PixelObjective):
     """Gaussian noise of deviation σ on the normalised image, and the error of every clean patch,
 
         loss = mean over patches of ‖W · token − patch‖² / pixels
@@ -32,9 +33,12 @@ class DAE(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         (request,) = self.requests
-        pred = self.head(batch.student[request].patches)  # [B, L, p·q·C]
+        pred = self.predict(batch.student[request])
         every = torch.ones(pred.shape[:2], device=pred.device)
         return masked_mse(pred, batch.images[request.view], every, self.patch_size, norm_pix=self.config.norm_pix)
+
+    def predict(self, encoded: Encoded) -> Tensor:
+        return self.head(encoded.patches)
 
     def chance(self, batch: int) -> float:
         """1: each normalised patch predicted by its mean."""

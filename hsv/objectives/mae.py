@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hsv.config import Config
 from hsv.models import Decoder, Encoder
 from hsv.objectives.objective import Batch, Objective
-from hsv.objectives.request import Drop, Request, View
-from hsv_kernels import denormalise_patches, random_masking
+from hsv.objectives.pixels import PixelObjective
+from hsv.objectives.request import Drop, Encoded, Request, View
 from hsv_kernels.distributed import masked_mse
 
 __all__ = ["MAE"]
 
 
-class MAE(Objective):
+class MAE(PixelObjective):
     """A shallow decoder over the visible tokens of one masked view, and the mean squared error of removed patches,
 
         loss = mean over removed patches of ‖pred − target‖² / pixels,  target normalised per patch
@@ -42,32 +41,12 @@ class MAE(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         visible = batch.student[self.requests[0]]
-        pred = self.decoder(visible.patches, visible.ids_restore)  # [B, L, p·q·C]
         target = batch.images[self.view]
-        return masked_mse(pred, target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
+        return masked_mse(self.predict(visible), target, visible.mask, self.patch_size, norm_pix=self.config.norm_pix)
+
+    def predict(self, encoded: Encoded) -> Tensor:
+        return self.decoder(encoded.patches, encoded.ids_restore)
 
     def chance(self, batch: int) -> float:
         """1: each normalised patch predicted by its mean."""
         return 1.0
-
-    @torch.no_grad()
-    def reconstruct(self, encoder: Encoder, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Show what the decoder sees and says.
-
-        Args:
-            encoder: the shared encoder.
-            images: [B, C, H, W], normalised.
-            seed: of the mask.
-
-        Returns:
-            The images with removed patches zero, the images with removed patches reconstructed
-            (both [B, C, H, W], normalised like the input) and the mask [B, L], 1 = removed.
-        """
-        ids_keep, ids_restore, mask = random_masking(
-            len(images), encoder.num_patches, mask_ratio=self.config.mask_ratio, seed=seed, device=images.device
-        )
-        pred = self.decoder(encoder.encode(images, ids_keep).patches, ids_restore).float()
-        guess = denormalise_patches(pred, images, self.patch_size, norm_pix=self.config.norm_pix)
-        removed = mask[..., None].expand_as(pred).contiguous()
-        removed = denormalise_patches(removed, images, self.patch_size, norm_pix=False)  # 1 on removed pixels
-        return images * (1 - removed), torch.where(removed > 0, guess, images), mask

@@ -23,7 +23,7 @@ class Reconstruction(NamedTuple):
     """Three uint8 pictures [H, W, C] of one size."""
 
     image: np.ndarray
-    masked: np.ndarray
+    seen: np.ndarray
     reconstructed: np.ndarray
 
 
@@ -72,7 +72,7 @@ def render(report: Report) -> str:
         _section("Accuracy", _accuracy(report.evaluation) if report.evaluation else ""),
         _section("Training", f"<div class='charts'>{charts}</div>" if charts else ""),
         *(
-            _section(f"Masked reconstruction, {escape(name)}", _reconstructions(items, note))
+            _section(f"Reconstruction, {escape(name)}", _reconstructions(items, note))
             for name, (items, note) in report.reconstructions.items()
         ),
         _section("Nearest neighbours", _queries(report.queries)),
@@ -161,8 +161,8 @@ def _reconstructions(items: Sequence[Reconstruction], note: str) -> str:
         for item in items
     )
     return (
-        f"<div class='triples'>{triples}</div><p class='note'>From left to right: the image, the patches that the "
-        f"encoder saw, and what the decoder filled in around them. {escape(note)}</p>"
+        f"<div class='triples'>{triples}</div><p class='note'>From left to right: the image, what the encoder "
+        f"saw of it, and what the objective made of that. {escape(note)}</p>"
     )
 
 

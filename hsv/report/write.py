@@ -21,14 +21,14 @@ from hsv.evaluate.knn import nearest_neighbours
 from hsv.evaluate.subset import Subset
 from hsv.export import load_model
 from hsv.monitor import read_metrics, verdicts
-from hsv.objectives import Hybrid, Objective
+from hsv.objectives import Hybrid, PixelObjective
 from hsv.report.charts import Series
 from hsv.report.page import Neighbour, Query, Reconstruction, Report, render
 
 __all__ = ["write_report"]
 
 RECONSTRUCTIONS, QUERIES, NEIGHBOURS = 8, 6, 5
-NORM_PIX_NOTE = "The decoder predicts normalised patches: brightness and contrast of each are taken from the image."
+NORM_PIX_NOTE = "Predicted patches are normalised: brightness and contrast of each are taken from the image."
 BANK = 2000  # images among which neighbours are looked for
 
 
@@ -68,7 +68,7 @@ def write_report(run_dir: str | Path, *, output: str | Path | None = None, seed:
         train = open_source(config.data, split="train", limit=config.input.limit)
         shown = _test_part(config) or train
         for name, objective in hybrid.objectives.items():
-            if hasattr(objective, "reconstruct"):
+            if isinstance(objective, PixelObjective):
                 note = NORM_PIX_NOTE if getattr(config, name).norm_pix else ""
                 report.reconstructions[name] = _reconstructions(objective, hybrid, shown, seed), note
         report.queries = _queries(hybrid, train, shown, seed)
@@ -156,15 +156,15 @@ def _picture(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).contiguous().numpy()
 
 
-def _reconstructions(objective: Objective, hybrid: Hybrid, source: Source, seed: int) -> list[Reconstruction]:
+def _reconstructions(objective: PixelObjective, hybrid: Hybrid, source: Source, seed: int) -> list[Reconstruction]:
     encoder = hybrid.encoder
     _, images = _pixels(_choose(source, RECONSTRUCTIONS, seed), hybrid)
-    _, filled, mask = objective.reconstruct(encoder, normalise(images, encoder.mean, encoder.std), seed)
+    seen, filled, mask = objective.reconstruct(encoder, normalise(images, encoder.mean, encoder.std), seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (encoder.mean, encoder.std))
     (height, width), (p, q) = encoder.image_size, encoder.patch_size
     removed = mask.view(-1, 1, height // p, width // q).repeat_interleave(p, 2).repeat_interleave(q, 3)
-    masked = torch.where(removed > 0, torch.tensor(128, dtype=torch.uint8), images)
-    triples = zip(images, masked, filled * std + mean, strict=True)
+    seen = torch.where(removed > 0, 0.5, seen * std + mean)
+    triples = zip(images, seen, filled * std + mean, strict=True)
     return [Reconstruction(*map(_picture, triple)) for triple in triples]
 
 

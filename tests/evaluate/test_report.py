@@ -51,7 +51,7 @@ def test_a_run_becomes_one_page_that_asks_for_nothing(run_dir):
     seen = check(page)
     assert path == run_dir / "report.html"
     assert "small &lt;run&gt;" in page and "a&amp;b.jpg" in page and "truncated &lt;x&gt;" in page
-    for title in ("Accuracy", "Training", "Masked reconstruction", "Nearest neighbours", "Files left out", "Config"):
+    for title in ("Accuracy", "Training", "Reconstruction", "Nearest neighbours", "Files left out", "Config"):
         assert f"<h2>{title}" in page
     assert seen.count("img") == 8 * 3 + 6 * 6
     assert seen.count("svg") >= 4
