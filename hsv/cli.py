@@ -157,6 +157,8 @@ def _parser(defaults: list[str]) -> ArgumentParser:
 
 def _pretrain_parser(defaults: list[str]) -> ArgumentParser:
     parser = ArgumentParser(
+        usage="hsv pretrain [--preset NAME] [--config FILE] [--resume RUN] [--data DATA] [--objectives '[NAME, ...]'] "
+        "[--OPTION VALUE ...]",
         description="Train an encoder on images without labels. Later options override earlier ones, and all override "
         "--preset and --resume.",
         default_config_files=defaults,
