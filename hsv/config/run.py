@@ -134,7 +134,7 @@ class RunConfig:
     """Negatives of contrastive losses on several ranks: gathered, passed round a ring with memory for one rank's
     alone, or each rank's own. Those of MoCo v2 are its queue, whatever this says."""
     export: Literal["teacher", "student"] = "teacher"
-    """What is exported and evaluated of a method with a momentum teacher."""
+    """What is exported and evaluated: the momentum encoder of the first objective that has one, or the student."""
     epochs: float = 100.0
     """Length in passes over the data, unless `steps` or `minutes` is given."""
     steps: int | None = None
