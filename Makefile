@@ -26,13 +26,13 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_demo.py
 
-# Groups of tests side by side, JOBS at a time, the longest first: the best instruction set's kernels; everything above the
-# kernels; what is compiled ahead of time; Triton's interpreter, which is one thread and cannot share a process with the
-# compiler; and the kernels with each other instruction set.
+# Groups of tests side by side, JOBS at a time, the longest first: Triton's interpreter, which is one thread and cannot share
+# a process with the compiler; what is compiled ahead of time; the best instruction set's kernels; everything above the
+# kernels; and the kernels with each other instruction set.
 test: $(VENV)/installed
 	others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); \
-	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -j $(or $(JOBS),2) test-kernels test-above-kernels test-ahead-of-time \
-		test-interpreted $$(for isa in $$others; do echo test-kernels-on-$$isa; done)
+	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -j $(JOBS) test-interpreted test-ahead-of-time test-kernels \
+		test-above-kernels $$(for isa in $$others; do echo test-kernels-on-$$isa; done)
 
 test-kernels:
 	$(BIN)/python -m pytest -q tests/kernels
