@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace, name: str) -> Row:
     encoder, metrics = load_encoder(folder), read_metrics(folder / "metrics.jsonl")
     train, test = open_source(options.data, split="train", limit=IMAGES), open_source(options.data, split="test")
     knn, features = _accuracy(encoder, train, test)
-    untrained, _ = _accuracy(untrained_encoder(encoder, seed=0), train, test)
+    untrained = _untrained(folder.parent / f"untrained-{encoder.pool}.json", encoder, train, test)
     last = metrics[-1]
     seen = last["step"] * load_config(folder / "config.yaml").run.batch_size
     return Row(
@@ -127,6 +127,14 @@ def measure(options: argparse.Namespace, name: str) -> Row:
         seconds=seen / last["images_per_second"],
         images_per_second=last["images_per_second"],
     )
+
+
+def _untrained(path: Path, encoder: Encoder, train: Source, test: Source) -> float:
+    """Accuracy of the same encoder before training, which the runs of one folder share."""
+    if not path.is_file():
+        accuracy, _ = _accuracy(untrained_encoder(encoder, seed=0), train, test)
+        path.write_text(json.dumps(accuracy))
+    return json.loads(path.read_text())
 
 
 def _accuracy(encoder: Encoder, train: Source, test: Source) -> tuple[float, Tensor]:
