@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import jsonargparse
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from hsv import __version__
-from hsv.config import Config, preset_files, preset_named_in, preset_names, preset_path
+from hsv.config import METHODS, Config, preset_files, preset_named_in, preset_names, preset_path
 
 __all__ = ["main"]
 
@@ -23,10 +24,10 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failure, 2 for bad input, 128 + n after signal n."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _bracketed(sys.argv[1:] if arguments is None else arguments)
     command = next(iter(arguments), "")
     try:
-        parsed = _parser(_starting_point(arguments) if command == "pretrain" else []).parse_args(arguments)
+        parsed = _parser(arguments if command == "pretrain" else []).parse_args(arguments)
         return COMMANDS[parsed.command](parsed[parsed.command])
     except (ValueError, OSError) as error:
         print(f"hsv {command}: {error}", file=sys.stderr)
@@ -113,16 +114,33 @@ def presets(arguments: Namespace) -> int:
 COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "embed": embed, "report": report, "presets": presets}
 
 
-def _starting_point(arguments: list[str]) -> list[str]:
+def _bracketed(arguments: list[str]) -> list[str]:
+    """`--objectives simclr,mae` as the list that it means, `--objectives [simclr,mae]`."""
+    words = list(arguments)
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--objectives" and equals:
+            words[place] = f"{option}=[{value.strip('[]')}]"
+        elif option == "--objectives" and place + 1 < len(words):
+            words[place + 1] = f"[{words[place + 1].strip('[]')}]"
+    return words
+
+
+def _known(arguments: list[str]) -> argparse.Namespace:
+    """The arguments that decide which other ones there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--resume")
+    parser.add_argument("--objectives", default="")
+    parser.add_argument("--config", action="append", default=[])
+    return parser.parse_known_args(arguments)[0]
+
+
+def _starting_point(known: argparse.Namespace) -> list[str]:
     """The configuration files that a preset or `--resume` stands for; their values become the defaults.
 
     The preset is that of `--preset`, or the one that a `--config` file names.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
-    parser.add_argument("--resume")
-    parser.add_argument("--config", action="append", default=[])
-    known, _ = parser.parse_known_args(arguments)
     named = [preset for path in known.config if (preset := preset_named_in(path))]
     preset = known.preset or (named[-1] if named else None)
     files = [str(path) for path in preset_files(preset)]
@@ -133,12 +151,12 @@ def _starting_point(arguments: list[str]) -> list[str]:
     return files
 
 
-def _parser(defaults: list[str]) -> ArgumentParser:
+def _parser(arguments: list[str]) -> ArgumentParser:
     parser = ArgumentParser(
         prog="hsv", description="Self-supervised training of vision transformers.", version=__version__
     )
     commands = parser.add_subcommands(dest="command", required=True)
-    commands.add_subcommand("pretrain", _pretrain_parser(defaults), help="train an encoder on images without labels")
+    commands.add_subcommand("pretrain", _pretrain_parser(_known(arguments)), help="train an encoder on images without labels")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="20-NN and linear probe of an encoder")
     commands.add_subcommand("embed", _embed_parser(), help="write the features of a folder of images")
 
@@ -155,18 +173,23 @@ def _parser(defaults: list[str]) -> ArgumentParser:
     return parser
 
 
-def _pretrain_parser(defaults: list[str]) -> ArgumentParser:
+def _pretrain_parser(known: argparse.Namespace) -> ArgumentParser:
     parser = ArgumentParser(
-        usage="hsv pretrain [--preset NAME] [--config FILE] [--resume RUN] [--data DATA] [--objectives '[NAME, ...]'] "
+        usage="hsv pretrain [--preset NAME] [--config FILE] [--resume RUN] [--data DATA] [--objectives NAME,...] "
         "[--OPTION VALUE ...]",
         description="Train an encoder on images without labels. Later options override earlier ones, and all override "
-        "--preset and --resume.",
-        default_config_files=defaults,
+        f"--preset and --resume. Each method has settings of its own ({', '.join(METHODS)}); --help shows those that "
+        "--objectives names: `hsv pretrain --objectives dino --help`.",
+        default_config_files=_starting_point(known),
     )
     parser.add_argument("--preset", help="configuration to start from; `hsv presets` lists them")
     parser.add_argument("--resume", help="folder of a run to go on with, under its own configuration")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_class_arguments(Config)
+    hidden = set(METHODS) - set(re.findall(r"\w+", known.objectives))
+    for action in parser._actions:
+        if action.dest.partition(".")[0] in hidden:
+            action.help = argparse.SUPPRESS
     return parser
 
 
@@ -201,5 +224,11 @@ def _embed_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Write file names and features of a folder of images.")
     _encoder_arguments(parser)
     parser.add_argument("data", type=str, metavar="FOLDER", help="folder of images, tar shards, or digits")
+    parser.add_argument(
+        "--split",
+        type=Literal["train", "test"] | None,
+        help="the training or the test part; unset = a folder of images whole, of anything else the training part",
+    )
+    parser.add_argument("--limit", type=int | None, help="use at most so many images")
     parser.add_argument("-o", "--output", type=str, required=True, help="features.npz or features.parquet")
     return parser

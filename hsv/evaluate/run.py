@@ -127,6 +127,8 @@ def embed(
     data: str | Path,
     output: str | Path,
     *,
+    split: Literal["train", "test"] | None = None,
+    limit: int | None = None,
     pool: Literal["mean", "cls"] | None = None,
     batch_size: int = 256,
     workers: int | None = None,
@@ -137,9 +139,11 @@ def embed(
 
     Args:
         checkpoint: a run folder, a checkpoint, or an encoder.safetensors.
-        data: a folder (all images below it), tar shards or `digits`; no labels are needed.
+        data: a folder, tar shards or `digits`; no labels are needed.
         output: `.npz` with arrays `names` [n] and `features` [n, D] float32, or `.parquet` with columns `name` and
             `feature`.
+        split: the `train` or the `test` part; unset = all images below a folder, the training part of anything else.
+        limit: use at most so many images.
         pool: `mean` of the patch tokens or `cls`; unset = the encoder's own.
         batch_size: images encoded at a time.
         workers: processes that decode images; unset = chosen from the number of cores.
@@ -154,8 +158,8 @@ def embed(
         raise ValueError(f"output: got {str(output)!r}; allowed: a file that ends in {' or '.join(_WRITERS)}")
     encoder = load_encoder(checkpoint)
     workers = default_workers() if workers is None else workers
-    folder = Path(data).is_dir() and not find_shards(data)
-    source = FolderSource(data) if folder else open_source(data)
+    whole = split is None and Path(data).is_dir() and not find_shards(data)
+    source = FolderSource(data, limit) if whole else open_source(data, split=split or "train", limit=limit)
     features = extract_features(
         encoder,
         source,

@@ -95,6 +95,9 @@ def test_embed_takes_a_folder_whole_and_checks_the_output_first(run_dir, photos,
     (photos / "dark").rename(photos / "test")
     (photos / "bright").rename(photos / "train")
     assert len(embed(run_dir, photos, tmp_path / "f.npz")) == 12
+    assert len(embed(run_dir, photos, tmp_path / "f.npz", limit=5)) == 5
+    assert len(embed(run_dir, photos, tmp_path / "f.npz", split="test")) == 6
+    assert len(embed(run_dir, "digits", tmp_path / "f.npz", split="test", limit=400)) == 360
     with pytest.raises(ValueError, match=r"output: .* allowed: a file that ends in \.npz or \.parquet"):
         embed(tmp_path / "nothing", photos, tmp_path / "f.csv")
 

@@ -158,10 +158,22 @@ def test_help_explains_units_and_defaults(capsys):
         main(["pretrain", "--help"])
     text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # words are broken at hyphens
     assert "--run.batch_size" in text and "over all ranks and micro-batches" in text and "default: 256" in text
-    assert "--simclr.view.blur_sigma" in text and "pixels" in text
+    assert "--simclr.temperature" not in text and "hsv pretrain --objectives dino --help" in text
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help", "--objectives", "dino,mae"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--dino.local_view.blur_sigma" in text and "pixels" in text and "--mae.mask_ratio" in text
+    assert "--simclr.temperature" not in text
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", "--run.batchsize", "3"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["--objectives", "mae,simclr"], ["--objectives=[mae, simclr]"]])
+def test_objectives_are_named_with_or_without_brackets(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", *words, "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["objectives"] == ["mae", "simclr"]
 
 
 def test_without_the_trainers_dependencies_one_sentence_says_so(monkeypatch, capsys):
