@@ -156,7 +156,9 @@ def _parser(arguments: list[str]) -> ArgumentParser:
         prog="hsv", description="Self-supervised training of vision transformers.", version=__version__
     )
     commands = parser.add_subcommands(dest="command", required=True)
-    commands.add_subcommand("pretrain", _pretrain_parser(_known(arguments)), help="train an encoder on images without labels")
+    commands.add_subcommand(
+        "pretrain", _pretrain_parser(_known(arguments)), help="train an encoder on images without labels"
+    )
     commands.add_subcommand("evaluate", _evaluate_parser(), help="20-NN and linear probe of an encoder")
     commands.add_subcommand("embed", _embed_parser(), help="write the features of a folder of images")
 

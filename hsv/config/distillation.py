@@ -8,7 +8,7 @@ from typing import Literal
 from hsv.config.checks import not_negative, positive, require, share
 from hsv.data.views import SIMCLR_224, ViewSpec
 
-__all__ = ["BYOLConfig", "DINOConfig", "IBOTConfig", "SimSiamConfig", "SwAVConfig"]
+__all__ = ["BYOLConfig", "DINOConfig", "IBOTConfig", "SelfDistillationConfig", "SimSiamConfig", "SwAVConfig"]
 
 FIRST_GLOBAL = ViewSpec(
     crop_scale=(0.4, 1.0),
@@ -76,17 +76,9 @@ class SimSiamConfig:
 
 
 @dataclass
-class DINOConfig:
-    """Self-distillation over crops of two sizes (Caron et al. 2021)."""
+class SelfDistillationConfig:
+    """Head, teacher and centre, which DINO and iBOT share."""
 
-    global_view: ViewSpec = FIRST_GLOBAL
-    """Augmentation of the first large crop."""
-    second_global_view: ViewSpec = SECOND_GLOBAL
-    """Augmentation of the second large crop."""
-    local_view: ViewSpec = LOCAL
-    """Augmentation of the small crops; without a `size` they are 3/7 as large as the others (96 of 224 pixels)."""
-    num_locals: int = 8
-    """Small crops of an image."""
     hidden_dim: int = 2048
     """Hidden width of the head."""
     bottleneck_dim: int = 256
@@ -110,24 +102,46 @@ class DINOConfig:
     freeze_last_epochs: float = 1.0
     """Epochs in which the prototypes do not learn, at most 10 % of the run."""
     pool: Literal["mean", "cls"] = "cls"
-    """What the head reads: the mean of the patch tokens, or the class token."""
+    """What the exported features are by default: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
         for setting in ("hidden_dim", "bottleneck_dim", "out_dim", "student_temperature", "teacher_temperature_start"):
             positive(f"{name}.{setting}", getattr(self, setting))
         positive(f"{name}.teacher_temperature", self.teacher_temperature)
-        not_negative(f"{name}.num_locals", self.num_locals)
-        not_negative(f"{name}.teacher_temperature_epochs", self.teacher_temperature_epochs)
-        not_negative(f"{name}.freeze_last_epochs", self.freeze_last_epochs)
+        for setting in ("teacher_temperature_epochs", "freeze_last_epochs"):
+            not_negative(f"{name}.{setting}", getattr(self, setting))
         share(f"{name}.momentum", self.momentum, whole=True)
         share(f"{name}.centre_momentum", self.centre_momentum, whole=True)
 
 
 @dataclass
-class IBOTConfig:
+class DINOConfig(SelfDistillationConfig):
+    """Self-distillation over crops of two sizes (Caron et al. 2021)."""
+
+    global_view: ViewSpec = FIRST_GLOBAL
+    """Augmentation of the first large crop."""
+    second_global_view: ViewSpec = SECOND_GLOBAL
+    """Augmentation of the second large crop."""
+    local_view: ViewSpec = LOCAL
+    """Augmentation of the small crops; without a `size` they are 3/7 as large as the others (96 of 224 pixels)."""
+    num_locals: int = 8
+    """Small crops of an image."""
+    pool: Literal["mean", "cls"] = "cls"
+    """What the head reads: the mean of the patch tokens, or the class token."""
+
+    def check(self, name: str) -> None:
+        """Raise ValueError for the first setting that cannot work."""
+        super().check(name)
+        not_negative(f"{name}.num_locals", self.num_locals)
+
+
+@dataclass
+class IBOTConfig(SelfDistillationConfig):
     """Self-distillation of class tokens over crops of two sizes, and of masked patches (Zhou et al. 2022)."""
 
+    out_dim: int = 8192
+    """Prototypes K, of class tokens and patches."""
     global_view: ViewSpec = IBOT_FIRST
     """Augmentation of the first large crop."""
     second_global_view: ViewSpec = IBOT_SECOND
@@ -142,40 +156,12 @@ class IBOTConfig:
     """Mean share of the patches of a masked crop that the mask token replaces."""
     mask_ratio_spread: float = 0.2
     """Each masked crop draws its share uniformly up to this far from the mean."""
-    hidden_dim: int = 2048
-    """Hidden width of the head that class tokens and patches share."""
-    bottleneck_dim: int = 256
-    """Width of the head before the prototypes."""
-    out_dim: int = 8192
-    """Prototypes K."""
-    student_temperature: float = 0.1
-    """Temperature of the student's softmax."""
-    teacher_temperature_start: float = 0.04
-    """Temperature of the teacher's softmax in the first step, for class tokens and patches."""
-    teacher_temperature: float = 0.07
-    """Temperature of the teacher's softmax after its warm-up, for class tokens and patches."""
-    teacher_temperature_epochs: float = 30.0
-    """Epochs over which the teacher's temperature rises, at most 10 % of the run."""
-    centring: Literal["mean", "sinkhorn"] = "mean"
-    """What keeps the teacher from one prototype: a running mean of its logits, or Sinkhorn–Knopp on the batch."""
-    centre_momentum: float = 0.9
-    """Momentum of the running means of the teacher's logits, one of class tokens and one of patches."""
-    momentum: float = 0.996
-    """Momentum of the teacher at the start; it rises to 1 along a cosine."""
-    freeze_last_epochs: float = 1.0
-    """Epochs in which the prototypes do not learn, at most 10 % of the run."""
-    pool: Literal["mean", "cls"] = "cls"
-    """What the exported features are by default: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
-        for setting in ("hidden_dim", "bottleneck_dim", "out_dim", "student_temperature", "teacher_temperature_start"):
-            positive(f"{name}.{setting}", getattr(self, setting))
-        positive(f"{name}.teacher_temperature", self.teacher_temperature)
-        for setting in ("num_locals", "teacher_temperature_epochs", "freeze_last_epochs"):
-            not_negative(f"{name}.{setting}", getattr(self, setting))
-        for setting in ("mask_probability", "momentum", "centre_momentum"):
-            share(f"{name}.{setting}", getattr(self, setting), whole=True)
+        super().check(name)
+        not_negative(f"{name}.num_locals", self.num_locals)
+        share(f"{name}.mask_probability", self.mask_probability, whole=True)
         ratios = self.mask_ratio - self.mask_ratio_spread, self.mask_ratio + self.mask_ratio_spread
         within = 0 <= ratios[0] <= ratios[1] <= 1
         require(within, f"{name}.mask_ratio ± {name}.mask_ratio_spread", ratios, "shares between 0 and 1")

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsv.data.hashing import uniform
+from hsv.data.hashing import Stream, uniform
 from hsv.data.views import ViewSpec
 
 __all__ = ["normalise", "photometric"]
 
-COLOUR_KEY = 2
 CHUNK = 2**18
 GREY = (0.299, 0.587, 0.114)
 
@@ -48,7 +47,7 @@ def photometric(
         raise ValueError(f"views must be uint8 [B, C, H, W], got {views.dtype} {list(views.shape)}")
     B, C, H, W = views.shape
     draws = draw(spec, key, B, C)
-    order = [name for name in uniform_order((COLOUR_KEY, *key)) if name in draws]
+    order = [name for name in uniform_order((Stream.COLOUR, *key)) if name in draws]
     scale, offset = affine(views, mean, std)
     # Caches are small on a CPU and launches dear on a GPU: chunks that fit the former, one for the latter.
     chunk = max(1, CHUNK // (C * H * W)) if views.device.type == "cpu" else max(B, 1)
@@ -79,7 +78,7 @@ def affine(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[
 
 def draw(spec: ViewSpec, key: Sequence[int], B: int, C: int) -> dict[str, np.ndarray]:
     """Strengths of the operations that this specification uses, float64 [B] each; see `recolour`."""
-    u = uniform((COLOUR_KEY, *key), np.arange(B), 9)
+    u = uniform((Stream.COLOUR, *key), np.arange(B), 9)
     jitter = u[:, 0] < spec.jitter_prob
     draws = {}
     for i, name in enumerate(("brightness", "contrast", "saturation"), start=1):

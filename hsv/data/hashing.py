@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 
-__all__ = ["permutation", "uniform"]
+__all__ = ["Stream", "permutation", "uniform"]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Stream(IntEnum):
+    """First part of every key: no two uses draw the same numbers."""
+
+    CROP = 1
+    COLOUR = 2
+    ORDER = 3
+    MOMENTS_SAMPLE = 4
+    IBOT_BLOCKS = 11
+    IBOT_SHARE = 12
+    BEIT_BLOCKS = 13
+    CODEBOOK_SAMPLE = 14
+    CODEBOOK_CENTRES = 15
+    NOISE = 16
+    NOISE_LEVEL = 17
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -30,7 +47,7 @@ def uniform(key: Sequence[int], indices: np.ndarray, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1): a SplitMix64 stream for each (key, index) (Steele, Lea and Flood 2014).
 
     Args:
-        key: integers, such as (seed, epoch, slot).
+        key: integers, such as (Stream.CROP, seed, epoch, slot).
         indices: int64 [B].
         count: numbers for each index.
 

@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from hsv.data.cache import CACHE_LIMIT, ImageReader
 from hsv.data.channels import check_channels
 from hsv.data.decode import UndecodableImage
-from hsv.data.hashing import permutation
+from hsv.data.hashing import Stream, permutation
 from hsv.data.sources import Source
 from hsv.data.views import ViewSpec, centre_view, make_views
 
 __all__ = ["Batch", "ViewLoader", "default_workers", "plain_batches"]
 
-ORDER_KEY = 3
 SIGTERM_GRACE = 10
 
 
@@ -170,7 +169,7 @@ class ViewBatches(Dataset):
     def order(self, epoch: int, total: int) -> np.ndarray:
         """The epoch's permutation, kept until the next one is asked for."""
         if getattr(self, "_order", (None,))[0] != epoch:
-            self._order = epoch, permutation((ORDER_KEY, self.seed, epoch), total)
+            self._order = epoch, permutation((Stream.ORDER, self.seed, epoch), total)
         return self._order[1]
 
 

@@ -8,14 +8,12 @@ import numpy as np
 
 from hsv.data.cache import read_image
 from hsv.data.decode import UndecodableImage
-from hsv.data.hashing import permutation
+from hsv.data.hashing import Stream, permutation
 from hsv.data.loader import as_size
 from hsv.data.sources import Source
 from hsv.data.views import centre_view
 
 __all__ = ["sample_images", "statistics"]
-
-SAMPLE_KEY = 4
 
 
 def sample_images(
@@ -32,7 +30,7 @@ def sample_images(
     Raises:
         ValueError: none of the chosen images can be decoded.
     """
-    chosen = np.sort(permutation((SAMPLE_KEY, seed), len(source))[:limit])
+    chosen = np.sort(permutation((Stream.MOMENTS_SAMPLE, seed), len(source))[:limit])
     size = as_size(image_size)
     error, found = None, False
     for index in chosen.tolist():

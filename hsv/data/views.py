@@ -9,11 +9,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image
 
-from hsv.data.hashing import uniform
+from hsv.data.hashing import Stream, uniform
 
 __all__ = ["MAE", "SIMCLR_224", "ViewSpec", "centre_view", "make_views"]
 
-CROP_KEY = 1
 CROP_TRIES = 10
 REDUCING_GAP = 3.0  # crops six times as large as the view are first averaged down to three times its size
 GEOMETRY_NUMBERS = 2 * CROP_TRIES + 5
@@ -116,7 +115,7 @@ def make_views(
         uint8 [B, H, W, C].
     """
     height, width = size
-    numbers = uniform((CROP_KEY, *key), indices, GEOMETRY_NUMBERS)
+    numbers = uniform((Stream.CROP, *key), indices, GEOMETRY_NUMBERS)
     views = []
     for image, row in zip(images, numbers[:, : 2 * CROP_TRIES + 2].tolist(), strict=True):
         box = crop_box(*image.size, spec, row)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hsv.config import Config
+from hsv.data.hashing import Stream
 from hsv.models import Encoder
 from hsv.objectives.blocks import block_masks
 from hsv.objectives.codebook import Codebook, load_tokenizer
@@ -19,8 +20,6 @@ from hsv.objectives.request import Replace, Request, View
 from hsv_kernels.distributed import rank_mean
 
 __all__ = ["BEiT"]
-
-BLOCKS_KEY = 13
 
 
 class BEiT(Objective):
@@ -63,7 +62,7 @@ class BEiT(Objective):
     def replaced(self, request: Request, count: int, first_index: int, draw: int) -> tuple[Tensor, Tensor]:
         indices = np.arange(first_index, first_index + count)
         counts = np.full(count, self.num_masked)
-        masks = block_masks((BLOCKS_KEY, self.seed, draw, request.view.slot), indices, self.grid, counts)
+        masks = block_masks((Stream.BEIT_BLOCKS, self.seed, draw, request.view.slot), indices, self.grid, counts)
         return torch.from_numpy(masks).to(self.mask_token.device), self.mask_token
 
     def forward(self, batch: Batch) -> Tensor:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from hsv.data.hashing import permutation, uniform
+from hsv.data.hashing import Stream, permutation, uniform
 
 __all__ = ["Codebook", "load_tokenizer"]
 
-SAMPLE_KEY, CENTRES_KEY = 14, 15
 PATCHES = 20_000  # that the codebook is fitted on
 FROM_EACH = 16  # image, at most
 ITERATIONS = 30
@@ -75,7 +74,7 @@ class Codebook(nn.Module):
         found, missing = [], PATCHES
         for number, image in enumerate(images):
             patches = self.patches(image[None])[0]
-            chosen = permutation((SAMPLE_KEY, seed, number), len(patches))[: min(FROM_EACH, missing)]
+            chosen = permutation((Stream.CODEBOOK_SAMPLE, seed, number), len(patches))[: min(FROM_EACH, missing)]
             found.append(patches[torch.from_numpy(chosen)])
             missing -= len(chosen)
             if not missing:
@@ -85,14 +84,14 @@ class Codebook(nn.Module):
 
 def k_means(x: Tensor, count: int, seed: int) -> Tensor:
     """Centres [count, D] of rows x [N, D] by Lloyd's iterations from random rows; an empty cluster starts anew."""
-    starts = torch.from_numpy(permutation((CENTRES_KEY, seed), max(len(x), count))[:count] % len(x))
+    starts = torch.from_numpy(permutation((Stream.CODEBOOK_CENTRES, seed), max(len(x), count))[:count] % len(x))
     centres = x[starts].clone()
     for iteration in range(ITERATIONS):
         ids = nearest(x, centres)
         sizes = torch.bincount(ids, minlength=count)
         centres = torch.zeros_like(centres).index_add_(0, ids, x) / sizes.clamp_min(1)[:, None]
         empty = (sizes == 0).nonzero().squeeze(1)
-        anew = uniform((CENTRES_KEY, seed, iteration), empty.numpy(), 1)[:, 0] * len(x)
+        anew = uniform((Stream.CODEBOOK_CENTRES, seed, iteration), empty.numpy(), 1)[:, 0] * len(x)
         centres[empty] = x[torch.from_numpy(anew.astype("int64"))]
     return centres
 

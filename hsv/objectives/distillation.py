@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from hsv.config.distillation import SelfDistillationConfig
 from hsv.models import Prototypes, mlp
 from hsv.schedules import Progress, capped
 from hsv_kernels.distributed import distillation_loss, sinkhorn_centre
@@ -15,22 +15,7 @@ from hsv_kernels.distributed import distillation_loss, sinkhorn_centre
 __all__ = ["Distillation", "distillation_head"]
 
 
-class DistillationSettings(Protocol):
-    """The settings that `Distillation` and its head read."""
-
-    hidden_dim: int
-    bottleneck_dim: int
-    out_dim: int
-    student_temperature: float
-    teacher_temperature_start: float
-    teacher_temperature: float
-    teacher_temperature_epochs: float
-    centring: str
-    centre_momentum: float
-    freeze_last_epochs: float
-
-
-def distillation_head(dim: int, config: DistillationSettings) -> nn.Sequential:
+def distillation_head(dim: int, config: SelfDistillationConfig) -> nn.Sequential:
     """Three layers, a bottleneck on the unit sphere, and prototypes: [N, dim] → logits [N, K] in [−1, 1]."""
     layers = mlp([dim, config.hidden_dim, config.hidden_dim, config.bottleneck_dim], norm=False, activation="gelu")
     for layer in layers:
@@ -48,7 +33,7 @@ class Distillation(nn.Module):
         count: K, logits of a row.
     """
 
-    def __init__(self, config: DistillationSettings, count: int) -> None:
+    def __init__(self, config: SelfDistillationConfig, count: int) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("centre", torch.zeros(count))

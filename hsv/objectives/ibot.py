@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hsv.config import Config
-from hsv.data.hashing import uniform
+from hsv.data.hashing import Stream, uniform
 from hsv.models import Encoder, teacher_of
 from hsv.objectives.blocks import block_masks
 from hsv.objectives.crops import local_requests
@@ -19,8 +19,6 @@ from hsv.objectives.objective import Batch, Objective
 from hsv.objectives.request import Encoded, Replace, Request, View
 
 __all__ = ["IBOT"]
-
-BLOCKS_KEY, SHARE_KEY = 11, 12
 
 
 class IBOT(Objective):
@@ -57,10 +55,10 @@ class IBOT(Objective):
     def replaced(self, request: Request, count: int, first_index: int, draw: int) -> tuple[Tensor, Tensor]:
         """Block masks: none for a share of the images, else of a share that is drawn for each."""
         key, indices = (self.seed, draw, request.view.slot), np.arange(first_index, first_index + count)
-        some, share = uniform((SHARE_KEY, *key), indices, 2).T
+        some, share = uniform((Stream.IBOT_SHARE, *key), indices, 2).T
         share = self.config.mask_ratio + self.config.mask_ratio_spread * (2 * share - 1)
         patches = np.where(some < self.config.mask_probability, share * math.prod(self.grid), 0).astype(np.int64)
-        masks = block_masks((BLOCKS_KEY, *key), indices, self.grid, patches)
+        masks = block_masks((Stream.IBOT_BLOCKS, *key), indices, self.grid, patches)
         return torch.from_numpy(masks).to(self.mask_token.device), self.mask_token
 
     def forward(self, batch: Batch) -> Tensor:

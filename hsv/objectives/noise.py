@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsv.data.hashing import hash_key, uniform
+from hsv.data.hashing import Stream, hash_key, uniform
 
 __all__ = ["gaussian_noise"]
 
-NOISE_KEY, LEVEL_KEY = 16, 17
 GOLDEN, MIX = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -29,9 +28,9 @@ def gaussian_noise(
         first_index: number of the first image in the batch of all ranks.
     """
     numbers = np.arange(first_index, first_index + len(images))
-    share = uniform((LEVEL_KEY, *key), numbers, 1)[:, 0] if drawn else np.ones(len(images))
+    share = uniform((Stream.NOISE_LEVEL, *key), numbers, 1)[:, 0] if drawn else np.ones(len(images))
     level = torch.from_numpy(sigma * share).float().to(images.device)
-    streams = torch.from_numpy((hash_key((NOISE_KEY, *key)) * 2 + numbers.astype(np.uint64)).view(np.int64))
+    streams = torch.from_numpy((hash_key((Stream.NOISE, *key)) * 2 + numbers.astype(np.uint64)).view(np.int64))
     noise = normal(mix(streams.to(images.device)), images[0].numel() if len(images) else 0).reshape(images.shape)
     return noise * level[:, None, None, None], level
 
