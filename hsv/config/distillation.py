@@ -102,7 +102,7 @@ class SelfDistillationConfig:
     freeze_last_epochs: float = 1.0
     """Epochs in which the prototypes do not learn, at most 10 % of the run."""
     pool: Literal["mean", "cls"] = "cls"
-    """What the exported features are by default: the mean of the patch tokens, or the class token."""
+    """What the head reads of a crop: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
@@ -127,8 +127,6 @@ class DINOConfig(SelfDistillationConfig):
     """Augmentation of the small crops; without a `size` they are 3/7 as large as the others (96 of 224 pixels)."""
     num_locals: int = 8
     """Small crops of an image."""
-    pool: Literal["mean", "cls"] = "cls"
-    """What the head reads: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""

@@ -22,8 +22,9 @@ __all__ = ["IBOT"]
 
 
 class IBOT(Objective):
-    """DINO's loss of class tokens, of masked large crops and small ones against the other large crop as the momentum
-    encoder sees it whole; and the same cross-entropy between the tokens of each masked patch in one large crop,
+    """DINO's loss of class tokens (or what `pool` says), of masked large crops and small ones against the other large
+    crop as the momentum encoder sees it whole; and the same cross-entropy between the tokens of each masked patch in
+    one large crop,
 
         loss = mean over pairs of crops, H(q_cls, p_cls)  +  mean over large crops u, mean_{l masked in u} H(q_ul, p_ul)
 
@@ -49,7 +50,7 @@ class IBOT(Objective):
         self.mask_token = nn.Parameter(torch.zeros(encoder.dim))
         self.head = distillation_head(encoder.dim, self.config)
         self.teacher_head = teacher_of(self.head)
-        self.cls_loss = Distillation(self.config, self.config.out_dim)
+        self.image_loss = Distillation(self.config, self.config.out_dim)
         self.patch_loss = Distillation(self.config, self.config.out_dim)
 
     def replaced(self, request: Request, count: int, first_index: int, draw: int) -> tuple[Tensor, Tensor]:
@@ -68,22 +69,22 @@ class IBOT(Objective):
         student = self.logits(self.head, crops, masks, len(batch))
         with torch.no_grad():
             teacher = self.logits(self.teacher_head, whole, masks, len(batch))
-        cls = self.cls_loss(student[0], teacher[0], self.progress)
+        image = self.image_loss(student[0], teacher[0], self.progress)
         weights = torch.cat([(1 / mask.sum(1, keepdim=True)).expand_as(mask)[mask] for mask in masks])
         patches = self.patch_loss(student[1], teacher[1], self.progress, weights=weights, samples=2 * len(batch))
-        return cls + patches
+        return image + patches
 
     def logits(
         self, head: nn.Module, crops: Sequence[Encoded], masks: Sequence[Tensor], images: int
     ) -> tuple[Tensor, Tensor]:
-        """Logits of each crop's class token [S, B, K] and, in one pass, of the masked patches [1, N, K]."""
-        cls = torch.cat([crop.cls for crop in crops])
+        """Logits of each crop [S, B, K] and, in one pass, of the masked patches [1, N, K]."""
+        pooled = torch.cat([crop.pool(self.config.pool) for crop in crops])
         patches = [crop.patches[mask] for crop, mask in zip(crops, masks, strict=False)]
-        scores = head(torch.cat([cls, *patches]))
-        return scores[: len(cls)].unflatten(0, (len(crops), images)), scores[None, len(cls) :]
+        scores = head(torch.cat([pooled, *patches]))
+        return scores[: len(pooled)].unflatten(0, (len(crops), images)), scores[None, len(pooled) :]
 
     def chance(self, batch: int) -> float:
-        """ln K for the class tokens and ln K for the patches of images that are masked."""
+        """ln K for the crops and ln K for the patches of images that are masked."""
         return math.log(self.config.out_dim) * (1 + self.config.mask_probability)
 
     def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -94,4 +95,4 @@ class IBOT(Objective):
             self.head[-1].weight.grad = None
 
     def schedule(self, steps: int, epoch: int) -> list[str]:
-        return self.cls_loss.schedule(steps, epoch)
+        return self.image_loss.schedule(steps, epoch)

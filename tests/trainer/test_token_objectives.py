@@ -72,21 +72,24 @@ def cross_entropy(teacher: torch.Tensor, student: torch.Tensor, centre: torch.Te
     return -(q * (student / 0.1).log_softmax(-1)).sum(-1)
 
 
-def test_ibot_is_the_formula():
-    ibot = objective_for(small("ibot")).double()
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_ibot_is_the_formula(pool):
+    config = small("ibot")
+    config.ibot.pool = pool
+    ibot = objective_for(config).double()
     ibot.head, ibot.teacher_head = (nn.Linear(D, 24, bias=False, dtype=torch.float64) for _ in range(2))
-    ibot.cls_loss.centre.normal_(std=0.1)
+    ibot.image_loss.centre.normal_(std=0.1)
     ibot.patch_loss.centre.normal_(std=0.1)
     batch = batch_for(ibot)
     masks = torch.rand(2, B, L, generator=torch.Generator().manual_seed(3)) < 0.3
     masks[0, 1] = False  # an image without masked patches counts as 0
     for request, mask in zip(ibot.masked, masks, strict=True):
         batch.student[request].mask = mask.double()
-    centres = ibot.cls_loss.centre.clone(), ibot.patch_loss.centre.clone()
+    centres = ibot.image_loss.centre.clone(), ibot.patch_loss.centre.clone()
     loss = ibot(batch)
 
     crops, whole = [*batch.student.values()], [*batch.teacher.values()]
-    scores = [[head(x.cls) for x in xs] for head, xs in ((ibot.head, crops), (ibot.teacher_head, whole))]
+    scores = [[head(x.pool(pool)) for x in xs] for head, xs in ((ibot.head, crops), (ibot.teacher_head, whole))]
     pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
     cls = sum(cross_entropy(scores[1][t], scores[0][s], centres[0]).mean() for t, s in pairs) / len(pairs)
     patches = 0
@@ -100,13 +103,13 @@ def test_ibot_is_the_formula():
     torch.testing.assert_close(loss, cls + patches)
     every = torch.cat([ibot.teacher_head(crop.patches)[mask] for crop, mask in zip(whole, masks, strict=True)])
     torch.testing.assert_close(ibot.patch_loss.centre, 0.9 * centres[1] + 0.1 * every.mean(0).detach())
-    assert not torch.equal(ibot.cls_loss.centre, ibot.patch_loss.centre)
+    assert not torch.equal(ibot.image_loss.centre, ibot.patch_loss.centre)
 
     for request in ibot.masked:
         batch.student[request].mask = torch.zeros(B, L)
-    centres = ibot.cls_loss.centre.clone(), ibot.patch_loss.centre.clone()
+    centres = ibot.image_loss.centre.clone(), ibot.patch_loss.centre.clone()
     assert ibot(batch).isfinite()
-    assert torch.equal(ibot.patch_loss.centre, centres[1]) and not torch.equal(ibot.cls_loss.centre, centres[0])
+    assert torch.equal(ibot.patch_loss.centre, centres[1]) and not torch.equal(ibot.image_loss.centre, centres[0])
 
 
 def test_ibot_masks_half_of_the_crops_by_a_tenth_to_a_half():
