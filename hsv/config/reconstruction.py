@@ -91,7 +91,7 @@ class DAEConfig:
     noise: float = 1.0
     """Standard deviation of the noise, in units of the normalised image."""
     noise_drawn: bool = False
-    """Each image's deviation is uniform in [0, noise]: nearly clean images, as features are taken of, are among them."""
+    """Each image's deviation is uniform in [0, noise]: nearly clean images, like those evaluated, are among them."""
     norm_pix: bool = True
     """Normalise each target patch by its own mean and deviation."""
     pool: Literal["mean", "cls"] = "mean"
