@@ -286,6 +286,13 @@ def test_dae_is_the_formula():
     assert request.noise == 1.0 and not request.noise_drawn
 
 
+def test_dae_draws_each_images_noise_on_request():
+    config = small("dae")
+    config.dae.noise, config.dae.noise_drawn = 2.0, True
+    (request,) = objective_for(config).requests
+    assert (request.noise, request.noise_drawn) == (2.0, True)
+
+
 def mean_where(mask: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
     return (errors.double() * mask.double()).sum() / mask.double().sum()
 
