@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
