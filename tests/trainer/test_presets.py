@@ -54,7 +54,7 @@ def test_a_preset_is_whole_and_optimises_as_documented(name):
 
 def test_weight_decay_follows_its_cosine():
     """The published .04 → .4 of DINO, per step, on the matrices alone."""
-    config = narrow("dino-32")
+    config = narrow("dino-224")
     hybrid = torch.nn.Sequential(torch.nn.Linear(2, 2))
     optimiser = adamw(hybrid, config)
     found = []
