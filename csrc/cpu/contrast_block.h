@@ -12,8 +12,6 @@
 
 namespace hsv::HSV_ISA {
 
-inline constexpr double kLn2 = 0.69314718055994530942;
-
 // A similarity that is left out of a sum over running maxima, and the maximum of none: 2^(kLeftOut − kNone) is 0.
 template <class T>
 inline constexpr T kLeftOut = sizeof(T) == 4 ? static_cast<T>(-__FLT_MAX__) : static_cast<T>(-__DBL_MAX__);

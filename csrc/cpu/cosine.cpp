@@ -9,18 +9,7 @@
 namespace hsv::HSV_ISA {
 namespace {
 
-constexpr int64_t kValuesPerThread = 1 << 15;  // a thread for less costs more to wake than it saves
-constexpr int kChains = 2;                     // of each sum in flight: one alone waits for each addition to end
-
-// The type that rows of type E are computed in.
-template <class E>
-struct Computed {
-  typedef float type;
-};
-template <>
-struct Computed<double> {
-  typedef double type;
-};
+constexpr int kChains = 2;  // of each sum in flight: one alone waits for each addition to end
 
 // The sums that a cosine is made of.
 template <class V>
@@ -60,8 +49,7 @@ T inverse_norm(T squares, T eps) {
 // f(i) for every row, in contiguous parts of the rows.
 template <class F>
 void for_rows(const CosineProblem& c, const F& f) {
-  const int64_t useful = 1 + c.rows * c.dim / kValuesPerThread;
-  parallel_for(c.rows, static_cast<int>(c.threads < useful ? c.threads : useful), [&](int64_t begin, int64_t end) {
+  parallel_for(c.rows, useful_threads(c.rows * c.dim, kValuesPerThread, c.threads), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) f(i);
   });
 }
@@ -73,7 +61,7 @@ const E* row(const CosineRows& x, int64_t i) {
 
 template <class E>
 void forward_typed(const CosineProblem& c, void* losses, void* inv_norm) {
-  typedef typename Computed<E>::type T;
+  using T = Computed<E>;
   T *const loss = static_cast<T*>(losses), *const of_p = static_cast<T*>(inv_norm), *const of_z = of_p + c.rows;
   for_rows(c, [=, &c](int64_t i) {
     const Products<T> sums = products_of<T>(row<E>(c.p, i), row<E>(c.z, i), c.dim);
@@ -94,7 +82,7 @@ HSV_INLINE void combine(const E* x, const E* y, T along, T across, int64_t n, E*
 template <class E>
 void backward_typed(const CosineProblem& c, const void* grads, const void* losses, const void* inv_norm, void* p_grad,
                     void* z_grad) {
-  typedef typename Computed<E>::type T;
+  using T = Computed<E>;
   const T *const grad = static_cast<const T*>(grads), *const loss = static_cast<const T*>(losses);
   const T *const of_p = static_cast<const T*>(inv_norm), *const of_z = of_p + c.rows;
   const T most = 1 / static_cast<T>(c.eps);  // of a norm below eps, a constant
@@ -108,21 +96,6 @@ void backward_typed(const CosineProblem& c, const void* grads, const void* losse
     if (p_grad) combine(p, z, pull(of_p[i]), across, c.dim, static_cast<E*>(p_grad) + i * c.dim);
     if (z_grad) combine(z, p, pull(of_z[i]), across, c.dim, static_cast<E*>(z_grad) + i * c.dim);
   });
-}
-
-// f(E{}) with the type that `code` (a DType) names.
-template <class F>
-void with_type(int code, const F& f) {
-  switch (static_cast<DType>(code)) {
-    case DType::kFloat32:
-      return f(float{});
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kBFloat16:
-      return f(BFloat16{});
-    case DType::kFloat16:
-      return f(Float16{});
-  }
 }
 
 void forward(const CosineProblem& c, void* losses, void* inv_norm) {

@@ -11,10 +11,9 @@
 namespace hsv::HSV_ISA {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-constexpr int64_t kValuesPerThread = 1 << 15;  // a thread for less costs more to wake than it saves
-constexpr int64_t kBlock = 512;                // classes at a time, of every view: they stay in the first cache
-constexpr int64_t kAhead = 2 * kBlock;         // so much earlier are they asked for
+constexpr double kLog2E = 1.4426950408889634;
+constexpr int64_t kBlock = 512;         // classes at a time, of every view: they stay in the first cache
+constexpr int64_t kAhead = 2 * kBlock;  // so much earlier are they asked for
 constexpr int64_t kGroups = 16;  // of rows, each with column sums of its own, so that threads do not decide the order
 constexpr int kChains = 4;       // sums in flight: one alone waits for each addition to end
 
@@ -24,32 +23,6 @@ template <class T>
 constexpr T kLowest = -FLT_MAX;
 template <>
 constexpr double kLowest<double> = -DBL_MAX;
-
-// The type that logits of type E are computed in.
-template <class E>
-struct Computed {
-  typedef float type;
-};
-template <>
-struct Computed<double> {
-  typedef double type;
-};
-
-// A formula over arrays is written once, for a reader `at`, and runs over whole vectors and over what remains.
-struct VectorAt {
-  int64_t k;
-  template <class E>
-  HSV_INLINE auto operator()(const E* x) const {
-    return load(x + k);
-  }
-};
-struct ElementAt {
-  int64_t k;
-  template <class E>
-  HSV_INLINE auto operator()(const E* x) const {
-    return widen(x[k]);
-  }
-};
 
 // out = value over [0, n), then −inf up to whole steps; returns the greatest (kLowest at least), which no NaN is.
 template <class T, class F>
@@ -148,11 +121,6 @@ void add_block(const E* row, int64_t n, T* sums) {
   int64_t k = 0;
   for (; k + kLanes<T> <= n; k += kLanes<T>) store(sums + k, load(sums + k) + load(row + k));
   for (; k < n; k++) sums[k] += widen(row[k]);
-}
-
-int useful_threads(int64_t values, int threads) {
-  const int64_t most = 1 + values / kValuesPerThread;
-  return most < threads ? static_cast<int>(most) : threads;
 }
 
 // Runs f(column sums [K], begin, end) for every group of rows, and then finish(k, total) for every column.
@@ -274,10 +242,10 @@ void store_sums(const Running<T>* sums, int64_t views, int64_t rows, int64_t i, 
 
 template <class E>
 void forward_typed(const DistillationProblem& p, void* losses, void* mean, const DistillationSums& sums) {
-  typedef typename Computed<E>::type T;
+  using T = Computed<E>;
   const int64_t N = p.student.rows, K = p.student.classes, S = p.student.count, teachers = p.teacher.count;
   sum_columns<T>(
-      N, K, useful_threads(N * K * (S + teachers), p.threads),
+      N, K, useful_threads(N * K * (S + teachers), kValuesPerThread, p.threads),
       [&](T* columns, int64_t begin, int64_t end) {
         Forward<T, E> forward(p);
         for (int64_t i = begin; i < end; i++) {
@@ -398,11 +366,11 @@ struct Backward {
 template <class E>
 void backward_typed(const DistillationProblem& p, const void* weights, const DistillationSums& sums,
                     void* const* gradients) {
-  typedef typename Computed<E>::type T;
+  using T = Computed<E>;
   const int64_t N = p.student.rows, K = p.student.classes;
   for (int64_t s = 0; s < p.student.count; s++)
     if (gradients[s]) prefer_huge_pages(gradients[s], N * K * static_cast<int64_t>(sizeof(E)));
-  const int threads = useful_threads(N * K * (p.student.count + p.teacher.count), p.threads);
+  const int threads = useful_threads(N * K * (p.student.count + p.teacher.count), kValuesPerThread, p.threads);
   parallel_for(N, threads, [&](int64_t begin, int64_t end) {
     Backward<T, E> backward(p, sums, gradients);
     for (int64_t i = begin; i < end; i++) backward.row(i, static_cast<const T*>(weights)[i]);
@@ -472,28 +440,13 @@ void next_columns(const LogitViews& v, T scale, const T* logsums, T* out, int th
 
 template <class E>
 void column_logsums_typed(const LogitViews& v, double scale, const void* logsums, void* out, int threads) {
-  typedef typename Computed<E>::type T;
-  threads = useful_threads(v.rows * v.count * v.classes, threads);
+  using T = Computed<E>;
+  threads = useful_threads(v.rows * v.count * v.classes, kValuesPerThread, threads);
   const T scale2 = static_cast<T>(scale * kLog2E);
   if (logsums)
     next_columns<T, E>(v, scale2, static_cast<const T*>(logsums), static_cast<T*>(out), threads);
   else
     first_columns<T, E>(v, scale2, static_cast<T*>(out), threads);
-}
-
-// Calls f with a value of the type that `code` (a DType) names.
-template <class F>
-void with_type(int code, const F& f) {
-  switch (static_cast<DType>(code)) {
-    case DType::kFloat32:
-      return f(float{});
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kBFloat16:
-      return f(BFloat16{});
-    case DType::kFloat16:
-      return f(Float16{});
-  }
 }
 
 void forward(const DistillationProblem& p, void* losses, void* mean, const DistillationSums& sums) {

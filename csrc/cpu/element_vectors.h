@@ -81,4 +81,20 @@ HSV_INLINE void store(Float16* p, Vec v) {
 }
 #endif
 
+// A formula over arrays is written once, for a reader `at`, and runs over whole vectors and over what remains.
+struct VectorAt {
+  int64_t i;
+  template <class E>
+  HSV_INLINE auto operator()(const E* x) const {
+    return load(x + i);
+  }
+};
+struct ElementAt {
+  int64_t i;
+  template <class E>
+  HSV_INLINE auto operator()(const E* x) const {
+    return widen(x[i]);
+  }
+};
+
 }  // namespace hsv::HSV_ISA

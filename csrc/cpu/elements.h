@@ -78,6 +78,33 @@ inline void narrow(float x, Float16* out) {
   out->bits = static_cast<uint16_t>(sign | half);
 }
 
+// The type that elements of type E are computed in.
+template <class E>
+struct ComputedType {
+  typedef float type;
+};
+template <>
+struct ComputedType<double> {
+  typedef double type;
+};
+template <class E>
+using Computed = typename ComputedType<E>::type;
+
+// f(E{}) with the type of elements that `code` (a DType) names.
+template <class F>
+void with_type(int code, const F& f) {
+  switch (static_cast<DType>(code)) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    case DType::kFloat16:
+      return f(Float16{});
+  }
+}
+
 }  // namespace HSV_ISA
 #endif
 

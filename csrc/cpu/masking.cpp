@@ -11,11 +11,6 @@ namespace {
 constexpr int64_t kBytesPerThread = 1 << 16;  // less than this does not pay for waking a thread
 constexpr int64_t kGroups = 64;               // of samples, each with a sum of its own of the mask token's gradient
 
-int useful_threads(int64_t bytes, int threads) {
-  const int64_t most = 1 + bytes / kBytesPerThread;
-  return most < threads ? static_cast<int>(most) : threads;
-}
-
 struct Threshold {
   uint32_t key;
   int64_t ties;  // how many patches of exactly this key are kept
@@ -61,7 +56,7 @@ void mask_image(const uint32_t* keys, int64_t L, int64_t K, Threshold threshold,
 
 void random_masking(uint64_t seed, uint64_t offset, uint32_t first_index, int64_t B, int64_t L, int64_t K,
                     int64_t* ids_keep, int64_t* ids_restore, float* mask, uint32_t* keys, int threads) {
-  const int most = static_cast<int>(B < threads ? B : useful_threads(B * L * 64, threads));
+  const int most = static_cast<int>(B < threads ? B : useful_threads(B * L * 64, kBytesPerThread, threads));
   parallel(most, [&](int thread, int team) {
     uint32_t* const own = keys + 2 * L * thread;
     for (int64_t b = B * thread / team; b < B * (thread + 1) / team; b++) {
@@ -75,7 +70,7 @@ void random_masking(uint64_t seed, uint64_t offset, uint32_t first_index, int64_
 
 bool invert(Ids ids, int64_t B, int64_t N, int64_t M, int64_t limit, int64_t* table, int threads) {
   bool right = true;
-  parallel_for(B, useful_threads(B * (N + M) * 8, threads), [&](int64_t begin, int64_t end) {
+  parallel_for(B, useful_threads(B * (N + M) * 8, kBytesPerThread, threads), [&](int64_t begin, int64_t end) {
     bool all = true;
     for (int64_t b = begin; b < end; b++) {
       int64_t* const places = table + b * M;
@@ -146,7 +141,7 @@ bool place_rows(const T* source, Patches from, const T* fill, Ids ids, int64_t B
   const int64_t bytes = B * N * shape.height * shape.width * shape.channels * static_cast<int64_t>(sizeof(T));
   prefer_huge_pages(out, bytes);
   bool right = true;
-  parallel_for(B * N, useful_threads(bytes, threads), [&](int64_t begin, int64_t end) {
+  parallel_for(B * N, useful_threads(bytes, kBytesPerThread, threads), [&](int64_t begin, int64_t end) {
     bool all = true;
     for (int64_t i = begin; i < end; i++) {
       const int64_t b = i / N, n = i % N, id = ids.data[b * ids.batch + n * ids.column];
@@ -200,7 +195,7 @@ void sum_rows(const T* grad, int64_t batch, int64_t row, int64_t column, Ids ids
               int64_t D, S* partial, S* sum, int threads) {
   const int64_t groups = B < kGroups ? B : kGroups;
   const int64_t bytes = B * (L - K) * D * static_cast<int64_t>(sizeof(T));
-  parallel_for(groups, useful_threads(bytes, threads), [&](int64_t begin, int64_t end) {
+  parallel_for(groups, useful_threads(bytes, kBytesPerThread, threads), [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; g++) {
       S *const own = partial + 2 * g * D, *const sample = own + D;
       clear(own, D);
@@ -219,22 +214,12 @@ void sum_rows(const T* grad, int64_t batch, int64_t row, int64_t column, Ids ids
 
 void sum_masked(int dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B, int64_t L,
                 int64_t K, int64_t D, void* partial, void* sum, int threads) {
-  const auto run = [&](auto element, auto total) {
+  with_type(dtype, [&](auto element) {
     using T = decltype(element);
-    using S = decltype(total);
+    using S = Computed<T>;
     sum_rows(static_cast<const T*>(grad), batch, row, column, ids, B, L, K, D, static_cast<S*>(partial),
              static_cast<S*>(sum), threads);
-  };
-  switch (static_cast<DType>(dtype)) {
-    case DType::kFloat64:
-      return run(0.0, 0.0);
-    case DType::kBFloat16:
-      return run(BFloat16{}, 0.0f);
-    case DType::kFloat16:
-      return run(Float16{}, 0.0f);
-    default:
-      return run(0.0f, 0.0f);
-  }
+  });
 }
 
 }  // namespace

@@ -33,6 +33,15 @@ void parallel(int threads, const F& f) {
   GOMP_parallel(body, const_cast<F*>(&f), static_cast<unsigned>(threads), 0);
 }
 
+// Values of an operation of a few steps on each: a thread for less costs more to wake than it saves.
+inline constexpr int64_t kValuesPerThread = 1 << 15;
+
+// How many of `threads` the work can keep busy, where each should have `per_thread` of it.
+inline int useful_threads(int64_t work, int64_t per_thread, int threads) {
+  const int64_t most = 1 + work / per_thread;
+  return most < threads ? static_cast<int>(most) : threads;
+}
+
 // Waits for the whole team.
 inline void barrier(int team) {
   if (team > 1) GOMP_barrier();

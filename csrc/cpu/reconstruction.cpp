@@ -11,26 +11,9 @@ namespace hsv::HSV_ISA {
 namespace {
 
 constexpr double kEps = 1e-6;
-constexpr int64_t kValuesPerThread = 1 << 15;  // a thread for less costs more to wake than it saves
 
 constexpr int64_t kCacheLine = 64;
 constexpr int kChains = 4;  // sums in flight: one alone waits for each addition to end
-
-// A formula over arrays is written once, for a reader `at`, and runs over whole vectors and over what remains.
-struct VectorAt {
-  int64_t i;
-  template <class E>
-  HSV_INLINE auto operator()(const E* x) const {
-    return load(x + i);
-  }
-};
-struct ElementAt {
-  int64_t i;
-  template <class E>
-  HSV_INLINE auto operator()(const E* x) const {
-    return widen(x[i]);
-  }
-};
 
 // Σ term over [0, n), in an order that n alone decides.
 template <class T, class F>
@@ -204,28 +187,18 @@ void load_patch(const Source<P, I>& patch, const Source<P, I>& next, const Patch
     for (int64_t c = 0; c < C; c++) out[i * C + c] = planes[c * pixels + i];
 }
 
-// The type that predictions of type P are computed in.
-template <class P>
-struct Computed {
-  typedef float type;
-};
-template <>
-struct Computed<double> {
-  typedef double type;
-};
-
 // Runs f(t, pred, x) for every patch: its row of predictions and, where mask is not 0, its pixels in (p, q, c) order.
 template <class T, class P, class I, class F>
-void for_patches(const PatchRows& rows, const P* pred, const I* images, const PatchGrid& g, const T* mask, int threads,
+void for_patches(const PatchRows& rows, const void* images, const PatchGrid& g, const T* mask, int threads,
                  const F& f) {
   const int64_t L = g.rows * g.columns, n = g.p * g.q * g.channels;
-  const int64_t useful = 1 + g.batch * L * n / kValuesPerThread;
+  const int useful = useful_threads(g.batch * L * n, kValuesPerThread, threads);
   const auto source = [=](int64_t t) {
     const int64_t b = t / L, l = t % L, row = l / g.columns * g.p, column = l % g.columns * g.q;
-    return Source<P, I>{pred + b * rows.stride_b + l * rows.stride_l,
-                        images + b * g.stride_b + row * g.stride_h + column * g.stride_w};
+    return Source<P, I>{static_cast<const P*>(rows.data) + b * rows.stride_b + l * rows.stride_l,
+                        static_cast<const I*>(images) + b * g.stride_b + row * g.stride_h + column * g.stride_w};
   };
-  parallel_for(g.batch * L, static_cast<int>(threads < useful ? threads : useful), [&](int64_t begin, int64_t end) {
+  parallel_for(g.batch * L, useful, [&](int64_t begin, int64_t end) {
     T *const x = static_cast<T*>(malloc(2 * n * sizeof(T))), *const planes = x + n;
     for (int64_t t = begin; t < end; t++) {
       const Source<P, I> patch = source(t);
@@ -241,13 +214,13 @@ void for_patches(const PatchRows& rows, const P* pred, const I* images, const Pa
 }
 
 template <class P, class I>
-void forward_typed(const PatchRows& rows, const P* pred, const I* images, const PatchGrid& g, const void* masks,
-                   bool norm_pix, void* losses, void* means, void* rstds, int threads) {
-  typedef typename Computed<P>::type T;
+void forward_typed(const PatchRows& rows, const void* images, const PatchGrid& g, const void* masks, bool norm_pix,
+                   void* losses, void* means, void* rstds, int threads) {
+  using T = Computed<P>;
   const int64_t n = g.p * g.q * g.channels;
   const T* mask = static_cast<const T*>(masks);
   T *loss = static_cast<T*>(losses), *mean = static_cast<T*>(means), *rstd = static_cast<T*>(rstds);
-  for_patches(rows, pred, images, g, mask, threads, [=](int64_t t, const P* row, const T* x) {
+  for_patches<T, P, I>(rows, images, g, mask, threads, [=](int64_t t, const P* row, const T* x) {
     loss[t] = mean[t] = rstd[t] = 0;
     if (mask[t] == 0) return;
     rstd[t] = 1;
@@ -260,15 +233,15 @@ void forward_typed(const PatchRows& rows, const P* pred, const I* images, const 
 }
 
 template <class P, class I>
-void backward_typed(const PatchRows& rows, const P* pred, const I* images, const PatchGrid& g, const void* masks,
+void backward_typed(const PatchRows& rows, const void* images, const PatchGrid& g, const void* masks,
                     const void* weights, const void* means, const void* rstds, void* gradients, int threads) {
-  typedef typename Computed<P>::type T;
+  using T = Computed<P>;
   const int64_t n = g.p * g.q * g.channels;
   const T *mask = static_cast<const T*>(masks), *weight = static_cast<const T*>(weights);
   const T *mean = static_cast<const T*>(means), *rstd = static_cast<const T*>(rstds);
   P* gradient = static_cast<P*>(gradients);
   prefer_huge_pages(gradient, g.batch * g.rows * g.columns * n * static_cast<int64_t>(sizeof(P)));
-  for_patches(rows, pred, images, g, mask, threads, [=](int64_t t, const P* row, const T* x) {
+  for_patches<T, P, I>(rows, images, g, mask, threads, [=](int64_t t, const P* row, const T* x) {
     if (mask[t] == 0)
       memset(gradient + t * n, 0, n * sizeof(P));
     else
@@ -276,34 +249,21 @@ void backward_typed(const PatchRows& rows, const P* pred, const I* images, const
   });
 }
 
-// Calls f with `data` as a pointer to the type that `code` (a DType) names.
-template <class F>
-void with_type(int code, const void* data, const F& f) {
-  switch (static_cast<DType>(code)) {
-    case DType::kFloat32:
-      return f(static_cast<const float*>(data));
-    case DType::kFloat64:
-      return f(static_cast<const double*>(data));
-    case DType::kBFloat16:
-      return f(static_cast<const BFloat16*>(data));
-    case DType::kFloat16:
-      return f(static_cast<const Float16*>(data));
-  }
-}
-
 void forward(const PatchRows& rows, const void* images, int images_type, const PatchGrid& g, const void* mask,
              bool norm_pix, void* losses, void* mean, void* rstd, int threads) {
-  with_type(rows.type, rows.data, [&](auto* pred) {
-    with_type(images_type, images,
-              [&](auto* x) { forward_typed(rows, pred, x, g, mask, norm_pix, losses, mean, rstd, threads); });
+  with_type(rows.type, [&](auto p) {
+    with_type(images_type, [&](auto i) {
+      forward_typed<decltype(p), decltype(i)>(rows, images, g, mask, norm_pix, losses, mean, rstd, threads);
+    });
   });
 }
 
 void backward(const PatchRows& rows, const void* images, int images_type, const PatchGrid& g, const void* mask,
               const void* weights, const void* mean, const void* rstd, void* gradient, int threads) {
-  with_type(rows.type, rows.data, [&](auto* pred) {
-    with_type(images_type, images,
-              [&](auto* x) { backward_typed(rows, pred, x, g, mask, weights, mean, rstd, gradient, threads); });
+  with_type(rows.type, [&](auto p) {
+    with_type(images_type, [&](auto i) {
+      backward_typed<decltype(p), decltype(i)>(rows, images, g, mask, weights, mean, rstd, gradient, threads);
+    });
   });
 }
 

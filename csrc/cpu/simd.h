@@ -28,6 +28,8 @@ inline constexpr int kVectorBytes = 32;
 inline constexpr int kVectorBytes = 16;
 #endif
 
+inline constexpr double kLn2 = 0.69314718055994530942;
+
 template <class T>
 struct VectorTypes;
 template <>
