@@ -1,8 +1,8 @@
 #include "cpu/reconstruction.h"
 
 #include <math.h>
-#include <stdlib.h>
 
+#include "cpu/arena.h"
 #include "cpu/element_vectors.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
@@ -193,23 +193,27 @@ void for_patches(const PatchRows& rows, const void* images, const PatchGrid& g, 
                  const F& f) {
   const int64_t L = g.rows * g.columns, n = g.p * g.q * g.channels;
   const int useful = useful_threads(g.batch * L * n, kValuesPerThread, threads);
+  const int most = static_cast<int>(g.batch * L < useful ? g.batch * L : useful);
+  const int64_t padded = whole_lines<T>(n);
+  const Array<T> room(2 * padded * most);
   const auto source = [=](int64_t t) {
     const int64_t b = t / L, l = t % L, row = l / g.columns * g.p, column = l % g.columns * g.q;
     return Source<P, I>{static_cast<const P*>(rows.data) + b * rows.stride_b + l * rows.stride_l,
                         static_cast<const I*>(images) + b * g.stride_b + row * g.stride_h + column * g.stride_w};
   };
-  parallel_for(g.batch * L, useful, [&](int64_t begin, int64_t end) {
-    T *const x = static_cast<T*>(malloc(2 * n * sizeof(T))), *const planes = x + n;
-    for (int64_t t = begin; t < end; t++) {
-      const Source<P, I> patch = source(t);
-      if (mask[t] != 0) {
-        int64_t next = t + 1;
-        while (next < end && mask[next] == 0) next++;
-        load_patch(patch, next < end ? source(next) : patch, g, planes, x);
+  parallel(most, [&](int thread, int team) {
+    T *const x = room.data + 2 * padded * thread, *const planes = x + padded;
+    own_part(g.batch * L, thread, team, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        const Source<P, I> patch = source(t);
+        if (mask[t] != 0) {
+          int64_t next = t + 1;
+          while (next < end && mask[next] == 0) next++;
+          load_patch(patch, next < end ? source(next) : patch, g, planes, x);
+        }
+        f(t, patch.pred, x);
       }
-      f(t, patch.pred, x);
-    }
-    free(x);
+    });
   });
 }
 

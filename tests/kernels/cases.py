@@ -128,12 +128,18 @@ def poisoned_allocations() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+def sanitized() -> bool:
+    """Whether a sanitizer runs in this process; Linux."""
+    maps = Path("/proc/self/maps")
+    return maps.exists() and re.search(r"/lib[at]san", maps.read_text()) is not None
+
+
 def peak_memory(function: Callable[[], object]) -> int:
     """Bytes by which this process's resident memory rose, at most, during function(); Linux.
 
     Skips the test under a sanitizer, which keeps memory of its own.
     """
-    if re.search(r"/lib[at]san", Path("/proc/self/maps").read_text()):
+    if sanitized():
         pytest.skip("a sanitizer's memory counts too")
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
