@@ -71,12 +71,13 @@ void forward_typed(const CosineProblem& c, void* losses, void* inv_norm) {
   });
 }
 
-// out = across · y + along · x
+// out = pull · (across · y + along · x), where both terms are of length 1 at most, whatever the rows' own
 template <class T, class E>
-HSV_INLINE void combine(const E* x, const E* y, T along, T across, int64_t n, E* out) {
+HSV_INLINE void combine(const E* x, const E* y, T pull, T across, T along, int64_t n, E* out) {
+  const auto value = [=](auto at) HSV_INLINE_LAMBDA { return pull * (across * at(y) + along * at(x)); };
   int64_t k = 0;
-  for (; k + kLanes<T> <= n; k += kLanes<T>) store(out + k, across * load(y + k) + along * load(x + k));
-  for (; k < n; k++) narrow(across * widen(y[k]) + along * widen(x[k]), out + k);
+  for (; k + kLanes<T> <= n; k += kLanes<T>) store(out + k, value(VectorAt{k}));
+  for (; k < n; k++) narrow(value(ElementAt{k}), out + k);
 }
 
 template <class E>
@@ -91,10 +92,12 @@ void backward_typed(const CosineProblem& c, const void* grads, const void* losse
   if (z_grad) prefer_huge_pages(z_grad, bytes);
   for_rows(c, [=, &c](int64_t i) {
     const E *const p = row<E>(c.p, i), *const z = row<E>(c.z, i);
-    const T across = -grad[i] * of_p[i] * of_z[i], along = -grad[i] * loss[i];
-    const auto pull = [=](T inverse) { return inverse < most ? along * inverse * inverse : 0; };
-    if (p_grad) combine(p, z, pull(of_p[i]), across, c.dim, static_cast<E*>(p_grad) + i * c.dim);
-    if (z_grad) combine(z, p, pull(of_z[i]), across, c.dim, static_cast<E*>(z_grad) + i * c.dim);
+    const auto gradient = [=](const E* x, const E* y, T of_x, T of_y, void* out) {
+      const T along = of_x < most ? loss[i] * of_x : 0;
+      if (out) combine(x, y, -grad[i] * of_x, of_y, along, c.dim, static_cast<E*>(out) + i * c.dim);
+    };
+    gradient(p, z, of_p[i], of_z[i], p_grad);
+    gradient(z, p, of_z[i], of_p[i], z_grad);
   });
 }
 

@@ -113,6 +113,18 @@ def test_rows_below_eps(backend: str, dtype: torch.dtype) -> None:
             assert_accurate(x[row], y[row], exact[row], single if x.dim() == 1 else dtype, 24)
 
 
+@every_backend
+def test_gradients_of_tiny_rows(backend: str) -> None:
+    """1 / (‖p‖ ‖z‖) is beyond float32; the gradients, of length 1 / ‖p‖, are not."""
+    p, z = problem(4, 24, backend)
+    p[0], z[0], p[2], z[2], p[3] = 0, z[0] * 1e-15, 0, 0, p[3] * 1e15
+    found, truth = evaluate(p, z, backend, eps=1e-25), by_autograd(p.double(), z.double(), 1e-25)
+    assert truth[1][0].norm() > 1e24
+    for x, exact in zip(found, truth, strict=True):
+        scale = exact.abs() if exact.dim() == 1 else exact.abs().amax(1, keepdim=True)
+        assert ((x - exact).abs() <= 1e-5 * scale).all()
+
+
 @in_double
 def test_values_are_those_of_cosine_similarity(backend: str) -> None:
     p, z = problem(6, 40, backend, torch.float64)

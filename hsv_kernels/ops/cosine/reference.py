@@ -24,9 +24,9 @@ def backward(
     most = inv_norm.new_full((), eps).reciprocal()  # of a norm below eps
 
     def of(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
-        along = torch.where(of_x < most, losses * of_x * of_x, 0)
-        pull = -grad[:, None] * ((of_x * of_y)[:, None] * y.to(grad.dtype) + along[:, None] * x.to(grad.dtype))
-        return pull.to(x.dtype)
+        along = torch.where(of_x < most, losses * of_x, 0)
+        units = of_y[:, None] * y.to(grad.dtype) + along[:, None] * x.to(grad.dtype)
+        return (-(grad * of_x)[:, None] * units).to(x.dtype)
 
     of_p, of_z = inv_norm
     return of(p, z, of_p, of_z) if need_p else None, of(z, p, of_z, of_p) if need_z else None

@@ -45,9 +45,10 @@ def forward_kernel(
 
 
 @triton.jit
-def store_gradient(p_out, b_x, b_y, b_grad, b_of_x, b_along, o_n, o_d, N, D):
-    """−grad (along · x + of_x · y) to a contiguous [N, D]; of_x and y bring the two norms."""
-    b_out = -b_grad[:, None] * (b_of_x[:, None] * b_y + b_along[:, None] * b_x)
+def store_gradient(p_out, b_u, b_v, b_grad, b_loss, b_of_x, most, o_n, o_d, N, D):
+    """−grad · of_x (v + loss · u) to a contiguous [N, D], of unit rows u of x and v; no u where ‖x‖ is eps."""
+    b_along = tl.where(b_of_x < most, b_loss, 0)
+    b_out = -(b_grad * b_of_x)[:, None] * (b_v + b_along[:, None] * b_u)
     m = (o_n < N)[:, None] & (o_d < D)[None, :]
     tl.store(p_out + (o_n * D)[:, None] + o_d[None, :], round_to(b_out, p_out.dtype.element_ty), mask=m)
 
@@ -67,15 +68,12 @@ def backward_kernel(
     b_of_z = tl.load(p_inv_norm + N + o_n, mask=m_n, other=0)
     most = tl.div_rn(1.0, eps + tl.zeros((R,), tl.float32))
 
-    b_p = load_rows(p_p, o_n, o_d, N, D, p_stride_n, p_stride_d)  # [R, BD]
-    b_z = load_rows(p_z, o_n, o_d, N, D, z_stride_n, z_stride_d)
-    b_both = b_of_p * b_of_z
+    b_u = b_of_p[:, None] * load_rows(p_p, o_n, o_d, N, D, p_stride_n, p_stride_d)  # [R, BD]
+    b_v = b_of_z[:, None] * load_rows(p_z, o_n, o_d, N, D, z_stride_n, z_stride_d)
     if NEED_P:
-        b_along = tl.where(b_of_p < most, b_loss * b_of_p * b_of_p, 0)
-        store_gradient(p_dp, b_p, b_z, b_grad, b_both, b_along, o_n, o_d, N, D)
+        store_gradient(p_dp, b_u, b_v, b_grad, b_loss, b_of_p, most, o_n, o_d, N, D)
     if NEED_Z:
-        b_along = tl.where(b_of_z < most, b_loss * b_of_z * b_of_z, 0)
-        store_gradient(p_dz, b_z, b_p, b_grad, b_both, b_along, o_n, o_d, N, D)
+        store_gradient(p_dz, b_v, b_u, b_grad, b_loss, b_of_z, most, o_n, o_d, N, D)
 
 
 class Tile(NamedTuple):
