@@ -6,6 +6,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from hsv_kernels.ops.tensors import computed_type
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -60,7 +62,7 @@ def check_scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bo
         raise ValueError(f"{name} must be a number or a 0-dim tensor; got {value!r}")
     if not -math.inf < value < math.inf or (positive and value <= 0):
         raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite; got {value!r}")
-    computed = torch.float64 if like.dtype == torch.float64 else torch.float32
+    computed = computed_type(like.dtype)
     least, most = torch.finfo(computed).tiny if positive else -torch.finfo(computed).max, torch.finfo(computed).max
     if not least <= value <= most:
         raise ValueError(f"{name} must be in [{least}, {most}], the range of {computed}; got {value!r}")

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from hsv_kernels import functional
 from hsv_kernels.backends import Backend
 from hsv_kernels.distributed.collectives import rank, world_size
+from hsv_kernels.ops.tensors import computed_type
 
 __all__ = ["ring_difference"]
 
@@ -47,7 +48,7 @@ def ring_difference(
     Returns:
         float64 for float64 rows, float32 otherwise; −inf where there is no negative.
     """
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = computed_type(q.dtype)
     scale = torch.as_tensor(scale, dtype=dtype, device=q.device)
     options = {"dot_dtype": dot_dtype, "backend": backend}
     return _RingDifference.apply(q, k, positive, scale, exclude_self, counts, options)

@@ -13,6 +13,8 @@ from hsv_kernels.backends import interpreting
 
 __all__ = [
     "INTERPRETED",
+    "LN2",
+    "LOG2E",
     "Architecture",
     "Configuration",
     "architecture_of",
@@ -30,6 +32,10 @@ Architecture = int | str
 
 #: True under Triton's interpreter, which multiplies bfloat16 bit patterns and truncates where hardware rounds.
 INTERPRETED = tl.constexpr(interpreting())
+
+#: 2^(x · LOG2E) is exp(x), and log2(x) · LN2 its logarithm.
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 
 class Configuration(NamedTuple):

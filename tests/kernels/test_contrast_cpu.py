@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.contrast import reference
+from hsv_kernels.ops.tensors import computed_type
 from tests.kernels.cases import LAYOUTS, assert_accurate, error, poisoned_allocations
 
 if isinstance(compiled_module(), str):
@@ -32,7 +33,7 @@ def views(n: int, dim: int, dtype: torch.dtype, kind: str = "random") -> tuple[T
 
 
 def scalar(value: float, like: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=reference.accumulation_dtype(like.dtype))
+    return torch.tensor(value, dtype=computed_type(like.dtype))
 
 
 def by_reference(z0: Tensor, z1: Tensor, temperature: float, grad: Tensor, dtype: torch.dtype) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hsv_kernels import similarity_logsumexp
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.contrast.reference import accumulation_dtype
+from hsv_kernels.ops.tensors import computed_type
 from tests.kernels.cases import (
     LAYOUTS,
     TILED,
@@ -100,7 +100,7 @@ def run(
     """Outputs, and gradients of q, the scale, and where there are such of k and the rows of positives."""
     q, k, options = on(backend, q, k, options)
     leaf = lambda x: _to(x, dtype).detach().requires_grad_()  # noqa: E731
-    learned = torch.tensor(scale, dtype=accumulation_dtype(dtype), device=q.device, requires_grad=True)
+    learned = torch.tensor(scale, dtype=computed_type(dtype), device=q.device, requires_grad=True)
     q = leaf(q)
     leaves = [q, learned]
     if k is not None:
@@ -125,7 +125,7 @@ def check(
     with poisoned_allocations():
         found = run(q, k, scale, options, backend, dtype, **more)
     of_input = backend == "triton" or dtype == torch.bfloat16
-    products = more.get("dot_dtype") or (dtype if of_input else accumulation_dtype(dtype))
+    products = more.get("dot_dtype") or (dtype if of_input else computed_type(dtype))
     norms = [x.double().norm(dim=1).max().item() for x in (q, q if k is None else k)]
     exponent = max(1.0, abs(scale) * norms[0] * norms[1])  # its rounding is an error of lse, which may be near 0
     dim = max(q.shape[1], 16)  # in shorter sums the rounding of the exponents counts more than the rule allows
@@ -288,7 +288,7 @@ def test_a_queue_may_be_overwritten_before_backward(form: str, backend: str) -> 
         q.requires_grad_()
         gradients = []
         for overwrite in (False, True):
-            scale = torch.tensor(0.3, dtype=accumulation_dtype(dtype), device=q.device, requires_grad=True)
+            scale = torch.tensor(0.3, dtype=computed_type(dtype), device=q.device, requires_grad=True)
             keys = queue.clone()
             found = similarity_logsumexp(q, keys, scale=scale, backend=backend, **options)
             if overwrite:

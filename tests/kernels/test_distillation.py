@@ -45,6 +45,7 @@ CASES = {
     "one class": Case(2, 2, 2, 1),
     "seven classes": Case(2, 3, 2, 7),
     "one row": Case(2, 4, 1, 515),
+    "several rows to a program, fewer to the last": Case(2, 2, 19, 70),
     "several blocks": Case(2, 3, 2, 4097),
     "a student in no pair": Case(2, 3, 2, 20, pairs=((0, 1), (1, 1), (0, 2))),
     "a teacher in no pair": Case(3, 2, 2, 20, pairs=((0, 1), (2, 1))),
@@ -292,6 +293,20 @@ def test_backward_twice_gives_equal_gradients(backend: str) -> None:
 
 
 @every_backend
+def test_saved_sums_of_another_layout(backend: str) -> None:
+    given = problem(DINO, backend)
+    scales = torch.tensor([10.0, 25.0], device=given.student.device).unbind()
+    pairs = [i for pair in DINO.all_pairs for i in pair]
+    args = [given.student], [given.teacher], given.centre, *scales, pairs
+    losses, _, *sums = function.distillation_op(*args, [True], backend)
+    expected, found = (
+        function.distillation_backward_op(torch.ones_like(losses), *args, *map(layout, sums), [True], backend)[0]
+        for layout in (Tensor.clone, LAYOUTS["transposed"])
+    )
+    assert torch.equal(found, expected)
+
+
+@every_backend
 def test_a_second_differentiation_raises(backend: str) -> None:
     given = problem(DINO, backend)
     for student in (given.student.requires_grad_(), [x.detach().requires_grad_() for x in given.student]):
@@ -391,7 +406,7 @@ def sinkhorn_knopp(x: Tensor, iterations: int) -> Tensor:
 
 
 @every_type
-@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 40, 16), (2, 3, 1), (1, 1, 9), (2, 9, 4097)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 40, 16), (2, 3, 1), (1, 1, 9), (2, 9, 4097), (2, 70, 7)], ids=str)
 def test_sinkhorn_centre_gives_the_assignments_of_swav(backend: str, dtype: torch.dtype, shape: tuple) -> None:
     generator = torch.Generator().manual_seed(sum(shape))
     teacher = torch.randn(shape, generator=generator, dtype=torch.float64).to(device_of(backend), dtype)

@@ -19,6 +19,7 @@ from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.contrast import cpu_rectangle
 from hsv_kernels.ops.contrast.rectangle import Form, logsumexp_backward
 from hsv_kernels.ops.cpu_utils import code
+from hsv_kernels.ops.tensors import computed_type
 
 _STRIP = 32  # csrc/cpu/contrast.h, kStrip
 _SHIFTS = {None: 0, True: 1, False: 2}  # csrc/cpu/contrast.h, enum Shift
@@ -173,7 +174,7 @@ def _problem(
 
 
 def _row_values(rows: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    return torch.empty(shape, dtype=computed_type(rows.dtype))
 
 
 def _workspace(problem: Any, *, backward: bool) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 from hsv_kernels.ops.contrast import reference
 from hsv_kernels.ops.contrast.cpu import kept_values
 from hsv_kernels.ops.contrast.rectangle import Form
-from hsv_kernels.ops.contrast.reference import accumulation_dtype
 from hsv_kernels.ops.contrast.similarity_logsumexp import similarity_logsumexp as _rectangle_logsumexp
 from hsv_kernels.ops.operators import backward_operator, differentiable, reference_operator
+from hsv_kernels.ops.tensors import computed_type
 
 _reference_nt_xent = reference_operator(reference.nt_xent, "nt_xent")
 _reference_similarity_logsumexp = reference_operator(reference.similarity_logsumexp, "similarity_logsumexp")
@@ -54,7 +54,7 @@ def needs_gradient(*tensors: Tensor) -> bool:
 
 def _fits(z0: Tensor) -> bool:
     """Whether the exponentials of NT-Xent are few enough to be kept."""
-    return kept_values(2 * z0.shape[0]) * accumulation_dtype(z0.dtype).itemsize <= KEPT_BYTES
+    return kept_values(2 * z0.shape[0]) * computed_type(z0.dtype).itemsize <= KEPT_BYTES
 
 
 def similarity_logsumexp(
@@ -82,7 +82,7 @@ def has_fixed_shift(temperature: float, rows: int) -> bool:
 
 def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
     """`value` as a 0-dim tensor of the accumulation dtype on the device of `like`."""
-    dtype = accumulation_dtype(like.dtype)
+    dtype = computed_type(like.dtype)
     return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=like.device)
 
 

@@ -4,10 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from hsv_kernels.ops.tensors import computed_type
 
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, bfloat16: bool = False) -> Tensor:
@@ -18,7 +15,7 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, bfloat16: bool 
     n = z0.shape[0]
     if isinstance(temperature, Tensor):
         temperature = temperature.where((temperature > 0) & (temperature < torch.inf), torch.nan)
-    z = torch.cat([z0, z1]).to(accumulation_dtype(z0.dtype))
+    z = torch.cat([z0, z1]).to(computed_type(z0.dtype))
     z = z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
     rounded = z.to(torch.bfloat16).to(z.dtype) if bfloat16 else z
     logits = rounded @ rounded.T / temperature
@@ -45,7 +42,7 @@ def similarity_logsumexp(
 
     With `bfloat16` the products of all but the positives take rounded rows.
     """
-    q = q.to(accumulation_dtype(q.dtype))
+    q = q.to(computed_type(q.dtype))
     k = q if k is None else k.to(q.dtype)
     rounded = [x.to(torch.bfloat16).to(x.dtype) if bfloat16 else x for x in (q, k)]
     logits = scale * (rounded[0] @ rounded[1].T)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hsv_kernels.ops.tensors import unit_stride
 from hsv_kernels.ops.triton_utils import round_to
 
 __all__ = [
@@ -165,11 +166,6 @@ def normalise_backward(
             **block,
         )
     return dz0, dz1, radial
-
-
-def unit_stride(x: Tensor) -> Tensor:
-    """x [N, D] with neighbouring values in its rows: itself, or a copy."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def row_block(dim: int) -> dict[str, int]:

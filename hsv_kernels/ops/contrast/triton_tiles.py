@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsv_kernels.ops.triton_utils import dot
+from hsv_kernels.ops.triton_utils import LN2, LOG2E, dot
 
 __all__ = [
     "LN2",
@@ -27,9 +27,6 @@ __all__ = [
     "similarity",
     "tiles_of_rows",
 ]
-
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 class Shift(IntEnum):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsv_kernels.ops.cosine.reference import computed_type
 from hsv_kernels.ops.operators import backward_operator, differentiable
+from hsv_kernels.ops.tensors import computed_type
 
 __all__ = ["negative_cosine"]
 
@@ -37,7 +37,7 @@ def negative_cosine_op(p: Tensor, z: Tensor, eps: float, backend: str) -> tuple[
 
 @negative_cosine_op.register_fake
 def _(p: Tensor, z: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
-    losses = p.new_empty(p.shape[0], dtype=computed_type(p))
+    losses = p.new_empty(p.shape[0], dtype=computed_type(p.dtype))
     return losses, losses.new_empty(2, p.shape[0])
 
 

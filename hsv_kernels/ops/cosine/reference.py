@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "computed_type", "forward"]
+from hsv_kernels.ops.tensors import computed_type
+
+__all__ = ["backward", "forward"]
 
 
 def forward(p: Tensor, z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """−cos(p_i, z_i) [N], and 1 / max(‖row‖, eps) of p and of z [2, N]."""
-    p, z = (x.to(computed_type(x)) for x in (p, z))
+    p, z = (x.to(computed_type(x.dtype)) for x in (p, z))
     inv_norm = torch.stack([p, z]).norm(dim=2).clamp_min(eps).reciprocal()
     return -(p * z).sum(1) * inv_norm[0] * inv_norm[1], inv_norm
 
@@ -30,8 +32,3 @@ def backward(
 
     of_p, of_z = inv_norm
     return of(p, z, of_p, of_z) if need_p else None, of(z, p, of_z, of_p) if need_z else None
-
-
-def computed_type(x: Tensor) -> torch.dtype:
-    """float64 for float64 rows, float32 for all others."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -7,53 +7,41 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code, threads
-from hsv_kernels.ops.distillation.reference import computed_type, views
+from hsv_kernels.ops.distillation.reference import Problem, views
+from hsv_kernels.ops.tensors import computed_type, unit_stride
 
 __all__ = ["backward", "column_logsums", "forward"]
 
 
-def forward(
-    student: list[Tensor],
-    teacher: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(given: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses [N], mean of the teacher's logits [K], and for students and teachers (m, Σ 2^(x − m)) [2, views, N]."""
-    students, teachers, centre = _readable(student), _readable(teacher), _contiguous(centre)
+    students, teachers, centre = _readable(given.student), _readable(given.teacher), _contiguous(given.centre)
     N, K = students[0].shape
-    dtype = computed_type(students[0])
+    dtype = computed_type(students[0].dtype)
     losses, mean = torch.empty(N, dtype=dtype), torch.empty(K, dtype=dtype)
     student_sums, teacher_sums = (torch.empty(2, len(x), N, dtype=dtype) for x in (students, teachers))
     compiled_module().distillation_forward(
-        _problem(students, teachers, centre, student_scale, teacher_scale, pairs),
+        _problem(given, students, teachers, centre),
         *(x.data_ptr() for x in (losses, mean, student_sums, teacher_sums)),
     )
     return losses, mean, student_sums, teacher_sums
 
 
 def backward(
-    gradient: Tensor,
-    student: list[Tensor],
-    teacher: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-    student_sums: Tensor,
-    teacher_sums: Tensor,
-    wanted: list[bool],
+    gradient: Tensor, given: Problem, student_sums: Tensor, teacher_sums: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """Gradients of the wanted among `student`, of their shapes and type and contiguous."""
-    students, teachers, centre = _readable(student), _readable(teacher), _contiguous(centre)
-    saved = (gradient * student_scale / (len(pairs) // 2), student_sums.contiguous(), teacher_sums.contiguous())
-    found = [torch.empty(x.shape, dtype=x.dtype) if needed else None for x, needed in zip(student, wanted, strict=True)]
+    students, teachers, centre = _readable(given.student), _readable(given.teacher), _contiguous(given.centre)
+    weights = gradient * given.student_scale / (len(given.pairs) // 2)
+    saved = (weights, student_sums.contiguous(), teacher_sums.contiguous())
+    found = [
+        torch.empty(x.shape, dtype=x.dtype) if needed else None for x, needed in zip(given.student, wanted, strict=True)
+    ]
     addresses = []
-    for x, out in zip(student, found, strict=True):
+    for x, out in zip(given.student, found, strict=True):
         addresses += [0] * len(views([x])) if out is None else [view.data_ptr() for view in views([out])]
     compiled_module().distillation_backward(
-        _problem(students, teachers, centre, student_scale, teacher_scale, pairs),
+        _problem(given, students, teachers, centre),
         *(x.data_ptr() for x in saved),
         addresses,
     )
@@ -73,7 +61,7 @@ def column_logsums(teacher: list[Tensor], scale: Tensor, logsums: Tensor | None)
 
 def _readable(logits: list[Tensor]) -> list[Tensor]:
     """The views, copied where their classes lie apart."""
-    return [view if view.stride(1) == 1 else view.contiguous() for view in views(logits)]
+    return [unit_stride(view) for view in views(logits)]
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -84,14 +72,8 @@ def _addresses(rows: list[Tensor]) -> list[tuple[int, int]]:
     return [(x.data_ptr(), x.stride(0)) for x in rows]
 
 
-def _problem(
-    students: list[Tensor],
-    teachers: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-) -> Any:
+def _problem(given: Problem, students: list[Tensor], teachers: list[Tensor], centre: Tensor | None) -> Any:
+    """`given` for the module: views and centre are `given`'s, readable, and outlive what this returns."""
     return compiled_module().DistillationProblem(
         dtype=code(students[0]),
         student=_addresses(students),
@@ -99,8 +81,8 @@ def _problem(
         rows=students[0].shape[0],
         classes=students[0].shape[1],
         centre=0 if centre is None else centre.data_ptr(),
-        student_scale=student_scale.item(),
-        teacher_scale=teacher_scale.item(),
-        pairs=pairs,
+        student_scale=given.student_scale.item(),
+        teacher_scale=given.teacher_scale.item(),
+        pairs=given.pairs,
         threads=threads(),
     )

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsv_kernels.ops.distillation.reference import computed_type
+from hsv_kernels.ops.distillation.reference import Problem
 from hsv_kernels.ops.operators import backward_operator, differentiable, direct
+from hsv_kernels.ops.tensors import computed_type
 
 __all__ = ["count_views", "distillation_loss", "sinkhorn_centre"]
 
@@ -34,7 +35,7 @@ def distillation_loss(
     losses, teacher_mean, _, _ = _distillation(
         student,
         teacher,
-        None if centre is None else centre.to(computed_type(like)),
+        None if centre is None else centre.to(computed_type(like.dtype)),
         _inverse(student_temperature, like),
         _inverse(teacher_temperature, like),
         [i for pair in pairs for i in pair],
@@ -69,7 +70,7 @@ def count_views(tensors: list[Tensor]) -> int:
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
     """1 / temperature, 0-dim, of the type that `like` is computed in; NaN for a tensor out of range."""
-    dtype = computed_type(like)
+    dtype = computed_type(like.dtype)
     if not isinstance(temperature, Tensor):
         return torch.full((), 1 / temperature, dtype=dtype, device=like.device)
     value = temperature.detach().to(dtype)
@@ -114,7 +115,7 @@ def distillation_op(
     gradient. Sums are, of each row of scaled logits x, a number m near the greatest and Σ exp(x − m); a backend may
     scale m to its own base.
     """
-    return _kernels(backend).forward(student, teacher, centre, student_scale, teacher_scale, pairs)
+    return _kernels(backend).forward(Problem(student, teacher, centre, student_scale, teacher_scale, pairs))
 
 
 @distillation_op.register_fake
@@ -129,7 +130,7 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     N, K = student[0].shape[-2:]
-    new = functools.partial(student[0].new_empty, dtype=computed_type(student[0]))
+    new = functools.partial(student[0].new_empty, dtype=computed_type(student[0].dtype))
     return new(N), new(K), new(2, count_views(student), N), new(2, count_views(teacher), N)
 
 
@@ -148,10 +149,8 @@ def distillation_backward_op(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of the wanted among `student`, of their shapes and type and contiguous, for that [N] of the losses."""
-    return _kernels(backend).backward(
-        gradient.contiguous(),
-        *(student, teacher, centre, student_scale, teacher_scale, pairs, student_sums, teacher_sums, wanted),
-    )
+    given = Problem(student, teacher, centre, student_scale, teacher_scale, pairs)
+    return _kernels(backend).backward(gradient.contiguous(), given, student_sums, teacher_sums, wanted)
 
 
 @distillation_backward_op.register_fake

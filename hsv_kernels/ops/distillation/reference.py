@@ -1,11 +1,25 @@
 """The definition of the distillation loss, and of Sinkhorn–Knopp as a centre, in plain PyTorch."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "column_logsums", "computed_type", "distillation_losses", "forward", "views"]
+from hsv_kernels.ops.tensors import computed_type
+
+__all__ = ["Problem", "backward", "column_logsums", "distillation_losses", "forward", "views"]
+
+
+class Problem(NamedTuple):
+    """What the loss is taken of: logits [N, K] and [views, N, K], whose views are numbered in order."""
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+    centre: Tensor | None  # [K]
+    student_scale: Tensor  # 0-dim, 1 / temperature
+    teacher_scale: Tensor
+    pairs: list[int]  # a teacher, its student, a teacher …
 
 
 def views(tensors: list[Tensor]) -> list[Tensor]:
@@ -13,20 +27,9 @@ def views(tensors: list[Tensor]) -> list[Tensor]:
     return [view for tensor in tensors for view in (tensor.unbind() if tensor.dim() == 3 else (tensor,))]
 
 
-def computed_type(logits: Tensor) -> torch.dtype:
-    """float64 for float64 logits, float32 for all others."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def distillation_losses(
-    student: list[Tensor],
-    teacher: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-) -> Tensor:
+def distillation_losses(given: Problem) -> Tensor:
     """mean over pairs of −Σ_k softmax((t − c) · teacher_scale)_k log_softmax(s · student_scale)_k, [N]."""
+    student, teacher, centre, student_scale, teacher_scale, pairs = given
     students, teachers = views(student), views(teacher)
     logs = {s: _scaled(students[s], None, student_scale).log_softmax(-1) for s in pairs[1::2]}
     targets = {t: _scaled(teachers[t], centre, teacher_scale).softmax(-1) for t in pairs[::2]}
@@ -35,36 +38,20 @@ def distillation_losses(
     return sum(terms) / (len(pairs) // 2)
 
 
-def forward(
-    student: list[Tensor],
-    teacher: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(given: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses [N], mean of the teacher's logits [K], and greatest logits with sums of students and of teachers."""
-    teachers = views(teacher)
-    losses = distillation_losses(student, teacher, centre, student_scale, teacher_scale, pairs)
+    teachers, losses = views(given.teacher), distillation_losses(given)
     mean = torch.stack([x.to(losses.dtype).mean(0) for x in teachers]).mean(0)
-    student_sums = torch.stack([_sums(_scaled(x, None, student_scale)) for x in views(student)], 1)
-    teacher_sums = torch.stack([_sums(_scaled(x, centre, teacher_scale)) for x in teachers], 1)
+    student_sums = torch.stack([_sums(_scaled(x, None, given.student_scale)) for x in views(given.student)], 1)
+    teacher_sums = torch.stack([_sums(_scaled(x, given.centre, given.teacher_scale)) for x in teachers], 1)
     return losses, mean, student_sums, teacher_sums
 
 
 def backward(
-    gradient: Tensor,
-    student: list[Tensor],
-    teacher: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-    student_sums: Tensor,
-    teacher_sums: Tensor,
-    wanted: list[bool],
+    gradient: Tensor, given: Problem, student_sums: Tensor, teacher_sums: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """gradient · student_scale / pairs · Σ_t (softmax(s) − q_t) over the teachers t of each student, where wanted."""
+    student, teacher, centre, student_scale, teacher_scale, pairs = given
     targets = [
         _softmax(_scaled(x, centre, teacher_scale), sums)
         for x, sums in zip(views(teacher), teacher_sums.unbind(1), strict=True)
@@ -108,5 +95,5 @@ def _softmax(x: Tensor, sums: Tensor) -> Tensor:
 
 
 def _scaled(x: Tensor, centre: Tensor | None, scale: Tensor) -> Tensor:
-    x = x.to(computed_type(x))
+    x = x.to(computed_type(x.dtype))
     return (x if centre is None else x - centre) * scale

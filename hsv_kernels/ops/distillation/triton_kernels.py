@@ -13,16 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsv_kernels.ops.distillation.reference import views
+from hsv_kernels.ops.distillation.reference import Problem, views
 from hsv_kernels.ops.distillation.triton_sinkhorn import column_logsums
 from hsv_kernels.ops.distillation.triton_sinkhorn import configurations as sinkhorn_configurations
 from hsv_kernels.ops.distillation.triton_views import LOWEST, greatest, groups_of, runs, stacked
-from hsv_kernels.ops.triton_utils import Configuration, processors_of, round_to, triton_type
+from hsv_kernels.ops.triton_utils import LN2, LOG2E, Configuration, processors_of, round_to, triton_type
 
 __all__ = ["backward", "column_logsums", "configurations", "forward"]
-
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 #: Teachers × classes that a program holds.
 BLOCK = 4096
@@ -193,15 +190,9 @@ def tile_of(T: int, K: int) -> Tile:
     return Tile(BT, BK, triton.cdiv(K, BK))
 
 
-def forward(
-    student: list[Tensor],
-    teacher: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(given: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses [N], mean of the teacher's logits [K], and for students and teachers (m, Σ exp(x − m)) [2, views, N]."""
+    student, teacher, centre, student_scale, teacher_scale, pairs = given
     targets, S = stacked(views(teacher)), len(views(student))
     T, N, K = targets.shape
     tile, new = tile_of(T, K), teacher_scale.new_empty
@@ -209,11 +200,11 @@ def forward(
     columns, losses = new(groups, K), new(N)
     student_parts, teacher_parts = new(S, N, 2 + T, tile.blocks), new(T, N, 2, tile.blocks)
     student_sums, teacher_sums = new(2, S, N), new(2, T, N)
-    given = (targets, None if centre is None else centre.contiguous(), student_scale, teacher_scale)
+    constants = (targets, None if centre is None else centre.contiguous(), student_scale, teacher_scale)
     with torch.cuda.device_of(targets):
         for first, some in runs(views(student)):
             forward_kernel[tile.blocks * groups,](
-                *(some, *given, columns, teacher_parts, student_parts[first:]),
+                *(some, *constants, columns, teacher_parts, student_parts[first:]),
                 *(N, K, len(some), T, rows, *some.stride(), *targets.stride()),
                 **{"CENTRED": centre is not None, "FIRST": first == 0, "BT": tile.BT, "BK": tile.BK},
                 num_warps=WARPS,
@@ -227,23 +218,16 @@ def forward(
 
 
 def backward(
-    gradient: Tensor,
-    student: list[Tensor],
-    teacher: list[Tensor],
-    centre: Tensor | None,
-    student_scale: Tensor,
-    teacher_scale: Tensor,
-    pairs: list[int],
-    student_sums: Tensor,
-    teacher_sums: Tensor,
-    wanted: list[bool],
+    gradient: Tensor, given: Problem, student_sums: Tensor, teacher_sums: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """Gradients of the wanted among `student`, of their shapes and type and contiguous; a launch for each."""
+    student, teacher, centre, student_scale, teacher_scale, pairs = given
     targets, (_, S, N) = stacked(views(teacher)), student_sums.shape
+    student_sums, teacher_sums = student_sums.contiguous(), teacher_sums.contiguous()
     T, _, K = targets.shape
     tile = tile_of(T, K)
     weights = gradient * student_scale / (len(pairs) // 2)
-    given = (targets, None if centre is None else centre.contiguous(), student_scale, teacher_scale)
+    constants = (targets, None if centre is None else centre.contiguous(), student_scale, teacher_scale)
     found, first = [], 0
     with torch.cuda.device_of(targets):
         counts = counts_of(pairs, S, T, weights)
@@ -252,7 +236,7 @@ def backward(
             if needed:
                 found.append(tensor.new_empty(tensor.shape))
                 backward_kernel[N * tile.blocks,](
-                    *(weights, some, *given, counts[first:], student_sums[:, first:], teacher_sums.contiguous()),
+                    *(weights, some, *constants, counts[first:], student_sums[:, first:], teacher_sums),
                     *(found[-1], N, K, len(some), T, S, *some.stride(), *targets.stride()),
                     **{"CENTRED": centre is not None, "BT": tile.BT, "BK": tile.BK},
                     num_warps=WARPS,

@@ -6,6 +6,7 @@ from torch import Tensor
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code, threads
 from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
+from hsv_kernels.ops.tensors import computed_type
 
 WORD64 = 2**64 - 1
 
@@ -78,7 +79,7 @@ def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torc
 
 def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     B, L, D = grad.shape
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    dtype = computed_type(grad.dtype)
     total, partial = torch.empty(D, dtype=dtype), torch.empty(128, D, dtype=dtype)
     compiled_module().masking_sum_masked(
         *(code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from hsv_kernels.ops.operators import differentiable, direct
+from hsv_kernels.ops.tensors import computed_type
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -188,7 +189,7 @@ def _masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int, backend: str) 
 
 @_masked_sum.register_fake
 def _(grad: Tensor, ids_restore: Tensor, num_keep: int, backend: str) -> Tensor:
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    dtype = computed_type(grad.dtype)
     return grad.new_empty(grad.shape[2], dtype=dtype)
 
 

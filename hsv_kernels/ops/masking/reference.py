@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from hsv_kernels.ops.tensors import computed_type
+
 WORD = 0xFFFFFFFF
 
 
@@ -82,5 +84,5 @@ def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torc
 
 def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     """Adjoint of `restore_tokens` for the mask token: [D], float32 or, for float64, float64."""
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    dtype = computed_type(grad.dtype)
     return grad.masked_fill(ids_restore[..., None] < num_keep, 0).sum((0, 1), dtype=dtype)

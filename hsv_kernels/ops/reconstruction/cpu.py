@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code, threads
+from hsv_kernels.ops.tensors import unit_stride
 
 __all__ = ["backward", "forward"]
 
@@ -14,7 +15,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, means and reciprocal deviations [B, L]; `mask` contiguous, of the type that is computed in."""
     losses, mean, rstd = (torch.empty_like(mask) for _ in range(3))
-    pred = _unit_stride(pred)
+    pred = unit_stride(pred)
     compiled_module().reconstruction_forward(
         *_inputs(pred, images, mask, p, q),
         norm_pix,
@@ -28,7 +29,7 @@ def backward(
     weights: Tensor, pred: Tensor, images: Tensor, mask: Tensor, mean: Tensor, rstd: Tensor, p: int, q: int
 ) -> Tensor:
     """weights · (pred − target), [B, L, p·q·C] in the type of `pred`, 0 where mask is 0."""
-    pred = _unit_stride(pred)
+    pred = unit_stride(pred)
     gradient = torch.empty(pred.shape, dtype=pred.dtype)
     compiled_module().reconstruction_backward(
         *_inputs(pred, images, mask, p, q),
@@ -36,10 +37,6 @@ def backward(
         threads(),
     )
     return gradient
-
-
-def _unit_stride(pred: Tensor) -> Tensor:
-    return pred if pred.stride(2) == 1 else pred.contiguous()
 
 
 def _inputs(pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int) -> tuple:

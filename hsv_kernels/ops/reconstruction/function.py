@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hsv_kernels.ops.operators import backward_operator, differentiable
 from hsv_kernels.ops.reconstruction import reference
-from hsv_kernels.ops.reconstruction.reference import computed_type, denormalise_patches
+from hsv_kernels.ops.reconstruction.reference import denormalise_patches
+from hsv_kernels.ops.tensors import computed_type
 
 __all__ = ["denormalise_patches", "masked_mse"]
 
@@ -43,7 +44,7 @@ def masked_mse_op(
     pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int, norm_pix: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted losses, means and reciprocal deviations of the patches, [B, L]."""
-    mask = mask.to(computed_type(pred)).contiguous()
+    mask = mask.to(computed_type(pred.dtype)).contiguous()
     return _kernels(backend).forward(pred, images, mask, p, q, norm_pix)
 
 
@@ -52,7 +53,7 @@ def _(
     pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int, norm_pix: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, L, _ = pred.shape
-    losses, mean, rstd = (pred.new_empty(B, L, dtype=computed_type(pred)) for _ in range(3))
+    losses, mean, rstd = (pred.new_empty(B, L, dtype=computed_type(pred.dtype)) for _ in range(3))
     return losses, mean, rstd
 
 
@@ -69,7 +70,7 @@ def masked_mse_backward_op(
     backend: str,
 ) -> Tensor:
     """Gradient of `pred`, of its shape and type and contiguous, for the gradient [B, L] of the losses."""
-    mask = mask.to(computed_type(pred)).contiguous()
+    mask = mask.to(computed_type(pred.dtype)).contiguous()
     weights = (gradient * mask * (2 / pred.shape[2])).contiguous()
     return _kernels(backend).backward(weights, pred, images, mask, mean, rstd, p, q)
 

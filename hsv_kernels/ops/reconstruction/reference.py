@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.ops.masking.reference import patchify
+from hsv_kernels.ops.tensors import computed_type
 
 __all__ = ["EPS", "backward", "denormalise_patches", "forward", "masked_mse", "reduce"]
 
@@ -12,7 +13,7 @@ EPS = 1e-6
 
 def masked_mse(pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int, norm_pix: bool, reduction: str) -> Tensor:
     """Σ mask · mean_pixels (pred − target)² / Σ mask, or its numerator, or its terms [B, L]."""
-    losses, _, _ = forward(pred, images, mask.to(computed_type(pred)), p, q, norm_pix)
+    losses, _, _ = forward(pred, images, mask.to(computed_type(pred.dtype)), p, q, norm_pix)
     return reduce(losses, mask, reduction)
 
 
@@ -49,11 +50,6 @@ def reduce(losses: Tensor, mask: Tensor, reduction: str) -> Tensor:
 def _total(x: Tensor) -> Tensor:
     # Row by row: the order of one sum over everything depends on the number of threads.
     return x.sum(1).sum(0)
-
-
-def computed_type(pred: Tensor) -> torch.dtype:
-    """float64 for float64 predictions, float32 for all others."""
-    return torch.float64 if pred.dtype == torch.float64 else torch.float32
 
 
 def patch_statistics(patches: Tensor, norm_pix: bool) -> tuple[Tensor, Tensor]:
