@@ -83,6 +83,8 @@ class SelfDistillationConfig:
     """Hidden width of the head."""
     bottleneck_dim: int = 256
     """Width of the head before the prototypes."""
+    batch_norm: bool = False
+    """Normalise the layers of the head over the batch, its bottleneck too: rows that vary little stay apart."""
     out_dim: int = 65536
     """Prototypes K."""
     student_temperature: float = 0.1

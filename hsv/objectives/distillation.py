@@ -17,11 +17,13 @@ __all__ = ["Distillation", "distillation_head"]
 
 def distillation_head(dim: int, config: SelfDistillationConfig) -> nn.Sequential:
     """Three layers, a bottleneck on the unit sphere, and prototypes: [N, dim] → logits [N, K] in [−1, 1]."""
-    layers = mlp([dim, config.hidden_dim, config.hidden_dim, config.bottleneck_dim], norm=False, activation="gelu")
+    widths = [dim, config.hidden_dim, config.hidden_dim, config.bottleneck_dim]
+    layers = mlp(widths, norm=config.batch_norm, last_norm=config.batch_norm, activation="gelu")
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return layers.append(Prototypes(config.bottleneck_dim, config.out_dim))
 
 
