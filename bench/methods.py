@@ -3,8 +3,8 @@
     python -m bench.methods --data CIFAR10 [--methods simclr,mae] [--minutes 5 | --steps 500] [--threads 1 --jobs 2]
 
 Each run is a process of its own in runs/methods/<length>/<name>. An interrupted call goes on where it was; a run that
-failed keeps its row, with the reason, and is tried again by the next call. Tables and bench/results/methods.json are
-written after each run.
+failed keeps its row, with the reason, and is tried again by the next call. Tables and bench/results/methods.json, with
+the last row of each run, whatever its length, are written after each run.
 """
 
 import argparse
@@ -78,12 +78,12 @@ def main() -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             for _ in pool.map(lambda name: finish(options, name), names):
-                write(options, about)
+                write(about)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             return 130
-    write(options, about)
-    return int(any(row.failure for row in rows(options)))
+    write(about)
+    return int(any(row.failure for row in rows()))
 
 
 def finish(options: argparse.Namespace, name: str) -> None:
@@ -183,12 +183,21 @@ def _reason(done: subprocess.CompletedProcess) -> str | None:
 
 def _folder(options: argparse.Namespace, name: str) -> Path:
     length = f"{options.minutes:g}-minutes" if options.steps is None else f"{options.steps}-steps"
-    return Path("runs", "methods", length, re.sub(r"[^a-z0-9]+", "-", name))
+    return Path("runs", "methods", length, _slug(name))
 
 
-def rows(options: argparse.Namespace) -> list[Row]:
-    """What is known so far, in the order of RUNS."""
-    return [row for name in RUNS if (row := _kept(options, name))]
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name)
+
+
+def rows() -> list[Row]:
+    """The last row of each run, whatever its length, in the order of RUNS."""
+    found = {name: sorted(ROOT.glob(f"runs/methods/*/{_slug(name)}/row.json"), key=_written) for name in RUNS}
+    return [Row(**json.loads(paths[-1].read_text())) for paths in found.values() if paths]
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _kept(options: argparse.Namespace, name: str) -> Row | None:
@@ -196,9 +205,9 @@ def _kept(options: argparse.Namespace, name: str) -> Row | None:
     return Row(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def write(options: argparse.Namespace, about: dict[str, Any]) -> None:
+def write(about: dict[str, Any]) -> None:
     """Results as JSON, and as tables at the end of the page."""
-    found = rows(options)
+    found = rows()
     JSON.write_text(json.dumps({**about, "rows": [asdict(row) for row in found]}, indent=1, ensure_ascii=False) + "\n")
     text = PAGE.read_text(encoding="utf-8")
     kept = text[: text.index("\n", text.index(MARK)) + 1]
@@ -216,7 +225,7 @@ def figures(found: list[Row], about: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{machine}, PyTorch {about['versions']['torch']}, commit {about['commit'][:7]}, {about['date'][:10]}.",
-            "Loss: mean of the first and of the last five logged values. Minutes: of training.",
+            "Loss: mean of the first and of the last five logged values. Minutes: of training, which runs of one table may differ in.",
             "",
             *table(methods),
             "",
