@@ -88,22 +88,16 @@ class DAEConfig:
 
     view: ViewSpec = MAE
     """Augmentation of the one view."""
-    noise: float = 2.0
+    noise: float = 1.0
     """Standard deviation of the noise, in units of the normalised image."""
     norm_pix: bool = True
     """Normalise each target patch by its own mean and deviation."""
-    decoder_dim: int = 256
-    """Width of the decoder, with an attention head for every 32 channels."""
-    decoder_depth: int = 4
-    """Number of blocks of the decoder."""
     pool: Literal["mean", "cls"] = "mean"
     """What the exported features are by default: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
         positive(f"{name}.noise", self.noise)
-        positive(f"{name}.decoder_depth", self.decoder_depth)
-        decoder_width(f"{name}.decoder_dim", self.decoder_dim)
 
 
 @dataclass

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hsv.config import Config
-from hsv.models import Decoder, Encoder
+from hsv.models import Encoder
 from hsv.objectives.objective import Batch, Objective
 from hsv.objectives.pixels import PixelObjective
 from hsv.objectives.request import Encoded, Request, View
@@ -16,14 +16,12 @@ __all__ = ["DAE"]
 
 
 class DAE(PixelObjective):
-    """Gaussian noise of deviation σ on the normalised image, and the error of every clean patch as a shallow decoder
-    makes it from the tokens,
+    """Gaussian noise of deviation σ on the normalised image, and the error of every clean patch,
 
-        loss = mean over patches of ‖pred − patch‖² / pixels
+        loss = mean over patches of ‖W · token − patch‖² / pixels
 
-    With the decoder, which is MAE's, the encoder's last tokens need not be pixels. Patches are normalised each by its
-    own mean and deviation, as MAE's: raw pixels are mostly brightness, which averaging the noisy patch gives without
-    any understanding.
+    The head is linear, so the encoder denoises by itself. Patches are normalised each by its own mean and deviation, as
+    MAE's: raw pixels are mostly brightness, which averaging the noisy patch gives without any understanding.
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
@@ -31,15 +29,7 @@ class DAE(PixelObjective):
         self.config, self.patch_size = config.dae, encoder.patch_size
         self.requests = [Request(View(self.config.view, 0), noise=self.config.noise)]
         p, q = self.patch_size
-        width = self.config.decoder_dim
-        self.decoder = Decoder(
-            encoder.dim,
-            encoder.num_patches,
-            dim=width,
-            depth=self.config.decoder_depth,
-            heads=max(1, width // 32),
-            out_dim=p * q * encoder.channels,
-        )
+        self.head = nn.Linear(encoder.dim, p * q * encoder.channels)
 
     def forward(self, batch: Batch) -> Tensor:
         (request,) = self.requests
@@ -48,8 +38,7 @@ class DAE(PixelObjective):
         return masked_mse(pred, batch.images[request.view], every, self.patch_size, norm_pix=self.config.norm_pix)
 
     def predict(self, encoded: Encoded) -> Tensor:
-        places = torch.arange(encoded.patches.shape[1], device=encoded.patches.device)
-        return self.decoder(encoded.patches, places.expand(encoded.patches.shape[:2]))
+        return self.head(encoded.patches)
 
     def chance(self, batch: int) -> float:
         """1: each normalised patch predicted by its mean."""

@@ -281,10 +281,9 @@ def test_dae_is_the_formula():
     batch = batch_for(dae)
     (request,) = dae.requests
     target = patches_of(batch.images[request.view], normalised=True)
-    pred = dae.decoder(batch.student[request].patches, torch.arange(L).expand(B, L))
-    expected = (pred - target).square().mean()
+    expected = (dae.head(batch.student[request].patches) - target).square().mean()
     torch.testing.assert_close(dae(batch), expected)
-    assert request.noise == 2.0 and not request.noise_drawn
+    assert request.noise == 1.0 and not request.noise_drawn
 
 
 def mean_where(mask: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
