@@ -225,7 +225,7 @@ def figures(found: list[Row], about: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{machine}, PyTorch {about['versions']['torch']}, commit {about['commit'][:7]}, {about['date'][:10]}.",
-            "Loss: mean of the first and of the last five logged values. Minutes: of training, which runs of one table may differ in.",
+            "Loss: mean of the first and of the last five logged values. Minutes: of training.",
             "",
             *table(methods),
             "",
