@@ -193,6 +193,24 @@ def test_the_rehearsal_for_minutes_changes_nothing(tmp_path, monkeypatch):
     assert same_weights(tmp_path / "plain", tmp_path / "measured")
 
 
+def test_the_rehearsal_takes_steps_as_most_are(tmp_path, monkeypatch):
+    """Neither gradients of each objective nor features are measured, which would make the run too short."""
+    step, rehearsed = Trainer.step, []
+
+    def watched(self: Trainer, number: int, batches: object) -> dict:
+        logs = step(self, number, batches)
+        rehearsed.extend([sorted(logs)] if self.config.run.steps is None else [])
+        return logs
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    config = tiny_config(tmp_path / "run", steps=None)
+    config.objectives, config.run.log_every, config.minutes = ["simclr", "mae"], 10, 0.02
+    hsv.pretrain(config)
+    assert len(rehearsed) >= 4
+    assert not [name for names in rehearsed for name in names if name.startswith("gradient/")]
+    assert not [names for names in rehearsed if "feature_spread" in names]
+
+
 def test_broken_files_are_left_out_and_named(tmp_path):
     for i in range(12):
         Image.new("RGB", (12, 10), (20 * i, 90, 200 - 10 * i)).save(tmp_path / f"{i}.png")
