@@ -357,9 +357,7 @@ class Trainer:
             for number, batches in enumerate(every_batch):
                 if number == REHEARSAL_WARMUP:
                     clock = time.perf_counter()
-                self.step(1, batches)[
-                    "loss/total"
-                ].item()  # waits for the device; most steps measure nothing, nor does 1
+                self.step(1, batches)["loss/total"].item()  # waits for the device; step 1 measures as little as most
                 if number >= REHEARSAL_WARMUP:
                     measured, seconds = measured + 1, time.perf_counter() - clock
                 if broadcast_object_list([measured >= 4 and seconds > 1.8 * minutes])[0]:
