@@ -3,8 +3,8 @@
     python -m bench.methods --data CIFAR10 [--methods simclr,mae] [--minutes 5 | --steps 500] [--threads 1 --jobs 2]
 
 Each run is a process of its own in runs/methods/<length>/<name>. An interrupted call goes on where it was; a run that
-failed keeps its row, with the reason, and is tried again by the next call. Tables and bench/results/methods.json, with
-the last row of each run, whatever its length, are written after each run.
+failed keeps its row, with the reason, and is tried again by the next call. bench/results/methods.json has every row; the
+tables show each method's longest run, and the hybrids of one length beside their parts. Both are written after each run.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> int:
             pool.shutdown(cancel_futures=True)
             return 130
     write(about)
-    return int(any(row.failure for row in rows()))
+    return int(any(row.failure for length in rows() for row in length))
 
 
 def finish(options: argparse.Namespace, name: str) -> None:
@@ -190,14 +190,11 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name)
 
 
-def rows() -> list[Row]:
-    """The last row of each run, whatever its length, in the order of RUNS."""
-    found = {name: sorted(ROOT.glob(f"runs/methods/*/{_slug(name)}/row.json"), key=_written) for name in RUNS}
-    return [Row(**json.loads(paths[-1].read_text())) for paths in found.values() if paths]
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime
+def rows() -> list[list[Row]]:
+    """The rows of each length, in the order of RUNS."""
+    lengths = sorted(path for path in ROOT.glob("runs/methods/*") if path.is_dir())
+    found = [[folder / _slug(name) / "row.json" for name in RUNS] for folder in lengths]
+    return [[Row(**json.loads(path.read_text())) for path in paths if path.is_file()] for paths in found]
 
 
 def _kept(options: argparse.Namespace, name: str) -> Row | None:
@@ -208,16 +205,19 @@ def _kept(options: argparse.Namespace, name: str) -> Row | None:
 def write(about: dict[str, Any]) -> None:
     """Results as JSON, and as tables at the end of the page."""
     found = rows()
-    JSON.write_text(json.dumps({**about, "rows": [asdict(row) for row in found]}, indent=1, ensure_ascii=False) + "\n")
+    every = [asdict(row) for length in found for row in length]
+    JSON.write_text(json.dumps({**about, "rows": every}, indent=1, ensure_ascii=False) + "\n")
     text = PAGE.read_text(encoding="utf-8")
     kept = text[: text.index("\n", text.index(MARK)) + 1]
     PAGE.write_text(kept + "\n" + figures(found, about), encoding="utf-8")
 
 
-def figures(found: list[Row], about: dict[str, Any]) -> str:
-    """The tables and the command of each row."""
-    by_name = {row.name: row for row in found}
-    methods = [by_name[name] for name in METHODS if name in by_name]
+def figures(found: list[list[Row]], about: dict[str, Any]) -> str:
+    """The tables, each method's longest run and the hybrids of one length, and the command of each row."""
+    longest = {row.name: row for row in sorted((row for length in found for row in length), key=_seconds)}
+    methods = [longest[name] for name in METHODS if name in longest]
+    together = max(found, key=lambda length: sum(row.name in HYBRIDS for row in length), default=[])
+    by_name = {row.name: row for row in together}
     hybrids = [by_name[name] for name in ("simclr", "mae", *HYBRIDS) if name in by_name]
     machine = (
         f"{about['cpu']}, {about['threads']} thread{'s' * (about['threads'] > 1)} a run, {about['jobs']} at a time"
@@ -236,11 +236,15 @@ def figures(found: list[Row], about: dict[str, Any]) -> str:
             "### Commands",
             "",
             "```",
-            *(row.command for row in found),
+            *dict.fromkeys(row.command for row in (*methods, *hybrids)),
             "```",
             "",
         ]
     )
+
+
+def _seconds(row: Row) -> float:
+    return row.seconds or 0.0
 
 
 def table(found: list[Row]) -> list[str]:
