@@ -3,8 +3,9 @@
     python -m bench.methods --data CIFAR10 [--methods simclr,mae] [--minutes 5 | --steps 500] [--threads 1 --jobs 2]
 
 Each run is a process of its own in runs/methods/<length>/<name>. An interrupted call goes on where it was; a run that
-failed keeps its row, with the reason, and is tried again by the next call. bench/results/methods.json has every row; the
-tables show each method's longest run, and the hybrids of one length beside their parts. Both are written after each run.
+failed keeps its row, with the reason, and is tried again by the next call. bench/results/methods.json has every row;
+the tables show each method's longest run, and the hybrids of one length beside their parts. Both are written after
+each run.
 """
 
 import argparse
