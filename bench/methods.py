@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.results import RESULTS, ROOT, origin
+from bench.results import RESULTS, ROOT, commit, origin
 from hsv.checkpoint import find_checkpoint
 from hsv.config import METHODS, load_config
 from hsv.data import Source, open_source
@@ -36,7 +36,7 @@ from hsv.monitor import collapse_verdict, effective_rank, feature_spread, read_m
 
 IMAGES, K, WANTED = 10_000, 20, 0.05
 PAGE, JSON, MARK = ROOT / "docs" / "methods.md", RESULTS / "methods.json", "<!-- figures:"
-HYBRID = "--preset small-32 --objectives '[simclr, mae]'"
+HYBRID = "--preset small-32 --objectives simclr,mae"
 FIXED = "--weighting.kind fixed"
 HYBRIDS = {
     "simclr+mae learned shared": HYBRID,
@@ -64,6 +64,7 @@ class Row:
     steps: int | None = None
     seconds: float | None = None
     images_per_second: float | None = None
+    commit: str | None = None
 
 
 def main() -> int:
@@ -75,7 +76,8 @@ def main() -> int:
     unknown = set(names) - set(RUNS)
     if unknown:
         raise SystemExit(f"--methods: got {', '.join(sorted(unknown))}; allowed: {', '.join(RUNS)}")
-    about = origin() | {"threads": options.threads, "jobs": options.jobs, "data": options.data, "images": IMAGES}
+    about = {key: value for key, value in origin().items() if key not in ("commit", "dirty")}  # each row has its own
+    about |= {"threads": options.threads, "jobs": options.jobs, "data": options.data, "images": IMAGES}
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             for _ in pool.map(lambda name: finish(options, name), names):
@@ -127,6 +129,7 @@ def measure(options: argparse.Namespace, name: str) -> Row:
         steps=last["step"],
         seconds=seen / last["images_per_second"],
         images_per_second=last["images_per_second"],
+        commit=commit(),
     )
 
 
@@ -225,7 +228,7 @@ def figures(found: list[list[Row]], about: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            f"{machine}, PyTorch {about['versions']['torch']}, commit {about['commit'][:7]}, {about['date'][:10]}.",
+            f"{machine}, PyTorch {about['versions']['torch']}, {about['date'][:10]}.",
             "Loss: mean of the first and of the last five logged values. Minutes: of training.",
             "",
             *table(methods),

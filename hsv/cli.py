@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import jsonargparse
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from hsv import __version__
@@ -121,7 +122,7 @@ def _bracketed(arguments: list[str]) -> list[str]:
         option, equals, value = word.partition("=")
         if option == "--objectives" and equals:
             words[place] = f"{option}=[{value.strip('[]')}]"
-        elif option == "--objectives" and place + 1 < len(words):
+        elif option == "--objectives" and not (words[place + 1 :] or ["-"])[0].startswith("-"):
             words[place + 1] = f"[{words[place + 1].strip('[]')}]"
     return words
 
@@ -134,6 +135,14 @@ def _known(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--objectives", default="")
     parser.add_argument("--config", action="append", default=[])
     return parser.parse_known_args(arguments)[0]
+
+
+def _objectives(known: argparse.Namespace) -> set[str]:
+    """What is trained: the methods that `--objectives`, a file or the preset names, none for the default."""
+    if known.objectives:
+        return set(re.findall(r"\w+", known.objectives))
+    files = [yaml.safe_load(Path(path).read_text()) or {} for path in (*_starting_point(known), *known.config)]
+    return set(next((values["objectives"] for values in reversed(files) if "objectives" in values), []))
 
 
 def _starting_point(known: argparse.Namespace) -> list[str]:
@@ -180,15 +189,15 @@ def _pretrain_parser(known: argparse.Namespace) -> ArgumentParser:
         usage="hsv pretrain [--preset NAME] [--config FILE] [--resume RUN] [--data DATA] [--objectives NAME,...] "
         "[--OPTION VALUE ...]",
         description="Train an encoder on images without labels. Later options override earlier ones, and all override "
-        f"--preset and --resume. Each method has settings of its own ({', '.join(METHODS)}); --help shows those that "
-        "--objectives names: `hsv pretrain --objectives dino --help`.",
+        f"--preset and --resume. Each method has settings of its own ({', '.join(METHODS)}); --help shows those of "
+        "--objectives or of the preset: `hsv pretrain --objectives dino --help`.",
         default_config_files=_starting_point(known),
     )
     parser.add_argument("--preset", help="configuration to start from; `hsv presets` lists them")
     parser.add_argument("--resume", help="folder of a run to go on with, under its own configuration")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_class_arguments(Config)
-    hidden = set(METHODS) - set(re.findall(r"\w+", known.objectives))
+    hidden = set(METHODS) - _objectives(known)
     for action in parser._actions:
         if action.dest.partition(".")[0] in hidden:
             action.help = argparse.SUPPRESS

@@ -31,7 +31,7 @@ class Array {
   static std::align_val_t aligned() { return static_cast<std::align_val_t>(kAlignment); }
 };
 
-// Hands out aligned pieces of what begins at `base`, the workspace of Python's or an Array; over null it only counts.
+// Hands out aligned pieces of what begins at `base`, Python's workspace or an Array; over null it only counts.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}

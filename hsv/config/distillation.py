@@ -98,13 +98,13 @@ class SelfDistillationConfig:
     centring: Literal["mean", "sinkhorn"] = "mean"
     """What keeps the teacher from one prototype: a running mean of its logits, or Sinkhorn–Knopp on the batch."""
     centre_momentum: float = 0.9
-    """Momentum of the running mean of the teacher's logits."""
+    """Momentum of the running mean of the teacher's logits; iBOT has one of crops and one of patches."""
     momentum: float = 0.996
     """Momentum of the teacher at the start; it rises to 1 along a cosine."""
     freeze_last_epochs: float = 1.0
     """Epochs in which the prototypes do not learn, at most 10 % of the run."""
     pool: Literal["mean", "cls"] = "cls"
-    """What the head reads of a crop: the mean of the patch tokens, or the class token."""
+    """What the head reads of a crop, and by default the exported features: mean of the patch tokens, or class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
@@ -138,10 +138,10 @@ class DINOConfig(SelfDistillationConfig):
 
 @dataclass
 class IBOTConfig(SelfDistillationConfig):
-    """Self-distillation of class tokens over crops of two sizes, and of masked patches (Zhou et al. 2022)."""
+    """Self-distillation over crops of two sizes, and of masked patches (Zhou et al. 2022)."""
 
     out_dim: int = 8192
-    """Prototypes K, of class tokens and patches."""
+    """Prototypes K, of crops and patches."""
     global_view: ViewSpec = IBOT_FIRST
     """Augmentation of the first large crop."""
     second_global_view: ViewSpec = IBOT_SECOND

@@ -24,8 +24,8 @@ class DINO(Objective):
 
         loss = mean over pairs of crops, mean_i −Σ_k q_ik log p_ik
 
-    Optimiser: AdamW with the shared rates; the decay of the weights rises along a cosine in the presets, as published.
-    Temperature warm-up (30 epochs) and the frozen prototypes (1 epoch) are at most a tenth of the run.
+    Optimiser: AdamW with the shared rates; the decay of the weights rises along a cosine in the preset for 224 pixels,
+    as published. Temperature warm-up (30 epochs) and the frozen prototypes (1 epoch) are at most a tenth of the run.
     """
 
     error = False

@@ -1,4 +1,4 @@
-"""iBOT: self-distillation of class tokens and of masked patches (Zhou et al. 2022, arXiv:2111.07832)."""
+"""iBOT: self-distillation of crops and of masked patches (Zhou et al. 2022, arXiv:2111.07832)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class IBOT(Objective):
     crop as the momentum encoder sees it whole; and the same cross-entropy between the tokens of each masked patch in
     one large crop,
 
-        loss = mean over pairs of crops, H(q_cls, p_cls)  +  mean over large crops u, mean_{l masked in u} H(q_ul, p_ul)
+        loss = mean over pairs of crops, H(q_u, p_v)  +  mean over large crops u, mean_{l masked in u} H(q_ul, p_ul)
 
-    One head with K prototypes serves both; their centres are two. An image without masked patches counts as 0 in the
-    mean. Temperature warm-up (30 epochs) and the frozen prototypes (1 epoch) are at most a tenth of the run.
+    One head with K prototypes, and with `batch_norm` one set of its statistics, serves both; their centres are two. An
+    image without masked patches counts as 0 in the mean. Temperature warm-up (30 epochs) and the frozen prototypes
+    (1 epoch) are at most a tenth of the run.
     """
 
     error = False

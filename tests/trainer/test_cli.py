@@ -164,9 +164,14 @@ def test_help_explains_units_and_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--dino.local_view.blur_sigma" in text and "pixels" in text and "--mae.mask_ratio" in text
     assert "--simclr.temperature" not in text
-    with pytest.raises(SystemExit) as stop:
-        main(["pretrain", "--run.batchsize", "3"])
-    assert stop.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--preset", "dino-32", "--help"])
+    text = capsys.readouterr().out
+    assert "--dino.centring" in text and "--mae.mask_ratio" not in text
+    for words in (["--run.batchsize", "3"], ["--objectives"], ["--objectives", "--preset", "dino-32"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["pretrain", *words])
+        assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("words", [["--objectives", "mae,simclr"], ["--objectives=[mae, simclr]"]])

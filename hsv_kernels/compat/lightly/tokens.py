@@ -63,7 +63,7 @@ def get_at_index(tokens: Tensor, index: Tensor) -> Tensor:
     return masking.gather_tokens(tokens, index)
 
 
-def set_at_index(tokens: Tensor, index: Tensor, value: Tensor) -> Tensor:
+def set_at_index(tokens: Tensor, index: Tensor, value: Tensor | float) -> Tensor:
     """A copy of tokens [B, L, D] with [B, K, D], or one number, in the places [B, K]."""
     if isinstance(value, Tensor):
         value = value.to(tokens.dtype)

@@ -125,7 +125,7 @@ def merge_tile(P: int) -> dict[str, int]:
 
 
 def block_of(K: int, most: int) -> int:
-    """Classes of a program: no more than there are, but for a warp's or two."""
+    """Classes of a program: K rounded up to a power of two, between 128 and `most`."""
     return max(128, min(triton.next_power_of_2(K), most))
 
 
