@@ -34,6 +34,16 @@ def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dty
         raise ValueError(f"{name} and {other_name} must have one dtype; got {tensor.dtype} and {other.dtype}")
 
 
+def check_rows(name: str, rows: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    """Both must be [N, D] of one shape and device and, unless dtype=False, of one dtype, and not empty."""
+    check_floating(name, rows)
+    check_shape(name, rows, "N", "D")
+    check_floating(other_name, other)
+    if other.shape != rows.shape:
+        raise ValueError(f"{other_name} must have the shape of {name}, {list(rows.shape)}; got {list(other.shape)}")
+    check_same(other_name, other, name, rows, dtype=dtype)
+
+
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """`value` must be one of `allowed`."""
     if value not in allowed:

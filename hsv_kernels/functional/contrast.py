@@ -11,6 +11,7 @@ from hsv_kernels.checks import (
     check_dot_dtype,
     check_floating,
     check_integer,
+    check_rows,
     check_same,
     check_scalar,
     check_shape,
@@ -53,12 +54,7 @@ def nt_xent(
         ValueError: shapes, dtypes or devices that do not fit, an empty batch, a temperature out of range.
         BackendError: a named backend that cannot serve the call.
     """
-    check_floating("z0", z0)
-    check_shape("z0", z0, "N", "D")
-    check_floating("z1", z1)
-    if z1.shape != z0.shape:
-        raise ValueError(f"z1 must have the shape of z0, {list(z0.shape)}; got {list(z1.shape)}")
-    check_same("z1", z1, "z0", z0)
+    check_rows("z0", z0, "z1", z1)
     check_scalar("temperature", temperature, z0, positive=True)
     check_choice("reduction", reduction, REDUCTIONS)
     bfloat16 = check_dot_dtype(dot_dtype, z0)
@@ -198,12 +194,7 @@ def info_nce(
         ValueError: shapes, dtypes or devices that do not fit, an empty batch, a temperature out of range.
         BackendError: a named backend that cannot serve the call.
     """
-    check_floating("q", q)
-    check_shape("q", q, "N", "D")
-    check_floating("k", k)
-    if k.shape != q.shape:
-        raise ValueError(f"k must have the shape of q, {list(q.shape)}; got {list(k.shape)}")
-    check_same("k", k, "q", q, dtype=False)
+    check_rows("q", q, "k", k, dtype=False)
     if queue is not None:
         check_floating("queue", queue)
         check_shape("queue", queue, "K", "D")

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hsv_kernels.backends import Backend, resolve
-from hsv_kernels.checks import REDUCTIONS, check_choice, check_floating, check_same, check_scalar, check_shape
+from hsv_kernels.checks import REDUCTIONS, check_choice, check_rows, check_scalar
 from hsv_kernels.ops.cosine import function as cosine
 
 __all__ = ["negative_cosine"]
@@ -39,12 +39,7 @@ def negative_cosine(
         ValueError: shapes, dtypes or devices that do not fit, an empty batch, an eps out of range.
         BackendError: a named backend that cannot serve the call.
     """
-    check_floating("p", p)
-    check_shape("p", p, "N", "D")
-    check_floating("z", z)
-    if z.shape != p.shape:
-        raise ValueError(f"z must have the shape of p, {list(p.shape)}; got {list(z.shape)}")
-    check_same("z", z, "p", p)
+    check_rows("p", p, "z", z)
     if isinstance(eps, Tensor):
         raise ValueError(f"eps must be a number; got a tensor of shape {list(eps.shape)}")
     check_scalar("eps", eps, p, positive=True)
