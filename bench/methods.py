@@ -3,9 +3,9 @@
     python -m bench.methods --data CIFAR10 [--methods simclr,mae] [--minutes 5 | --steps 500] [--threads 1 --jobs 2]
 
 Each run is a process of its own in runs/methods/<length>/<name>. An interrupted call goes on where it was; a run that
-failed keeps its row, with the reason, and is tried again by the next call. bench/results/methods.json has every row;
-the tables show each method's longest run, and the hybrids of one length beside their parts. Both are written after
-each run.
+failed keeps its row, with the reason, and is tried again by the next call. bench/results/methods.json has the newest
+row of each method and length; the tables show each method's longest run, and the hybrids of one length beside their
+parts. Both are written after each run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.results import RESULTS, ROOT, commit, origin
+from bench.results import RESULTS, ROOT, origin
 from hsv.checkpoint import find_checkpoint
 from hsv.config import METHODS, load_config
 from hsv.data import Source, open_source
@@ -53,7 +53,9 @@ class Row:
     """What is known of a run; accuracies as fractions of 1, times in seconds of training."""
 
     name: str
+    length: str
     command: str
+    origin: dict[str, Any]
     failure: str | None = None
     pool: str | None = None
     knn: float | None = None
@@ -64,7 +66,6 @@ class Row:
     steps: int | None = None
     seconds: float | None = None
     images_per_second: float | None = None
-    commit: str | None = None
 
 
 def main() -> int:
@@ -76,24 +77,23 @@ def main() -> int:
     unknown = set(names) - set(RUNS)
     if unknown:
         raise SystemExit(f"--methods: got {', '.join(sorted(unknown))}; allowed: {', '.join(RUNS)}")
-    about = {key: value for key, value in origin().items() if key not in ("commit", "dirty")}  # each row has its own
-    about |= {"threads": options.threads, "jobs": options.jobs, "data": options.data, "images": IMAGES}
+    failed = False
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
-            for _ in pool.map(lambda name: finish(options, name), names):
-                write(about)
+            for row in pool.map(lambda name: finish(options, name), names):
+                write(row)
+                failed |= row.failure is not None
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             return 130
-    write(about)
-    return int(any(row.failure for length in rows() for row in length))
+    return int(failed)
 
 
-def finish(options: argparse.Namespace, name: str) -> None:
+def finish(options: argparse.Namespace, name: str) -> Row:
     """Train and measure a run, or what is left of it; its row lies in its folder afterwards."""
     folder, row = _folder(options, name), _kept(options, name)
     if row and not row.failure:
-        return
+        return row
     begin = time.monotonic()
     failure = _train(options, name)
     if failure is None:
@@ -102,10 +102,11 @@ def finish(options: argparse.Namespace, name: str) -> None:
             row = Row(**json.loads(done.stdout.splitlines()[-1]))
         failure = _reason(done)
     if failure is not None:
-        row = Row(name, command(options, name), failure)
+        row = Row(name, _length(options), command(options, name), _origin(options), failure)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "row.json").write_text(json.dumps(asdict(row), indent=1) + "\n")
     print(f"{name}: {failure or f'{100 * row.knn:.1f} %'} ({time.monotonic() - begin:.0f} s)", flush=True)
+    return row
 
 
 def measure(options: argparse.Namespace, name: str) -> Row:
@@ -119,7 +120,9 @@ def measure(options: argparse.Namespace, name: str) -> Row:
     seen = last["step"] * load_config(folder / "config.yaml").run.batch_size
     return Row(
         name,
+        _length(options),
         command(options, name),
+        _origin(options),
         pool=encoder.pool,
         knn=knn,
         untrained=untrained,
@@ -129,8 +132,14 @@ def measure(options: argparse.Namespace, name: str) -> Row:
         steps=last["step"],
         seconds=seen / last["images_per_second"],
         images_per_second=last["images_per_second"],
-        commit=commit(),
     )
+
+
+def _origin(options: argparse.Namespace) -> dict[str, Any]:
+    """What a row says of where it comes from."""
+    here = origin()
+    kept = {key: here[key] for key in ("cpu", "isa", "commit", "dirty", "date")}
+    return kept | {"torch": here["versions"]["torch"], "threads": options.threads, "jobs": options.jobs}
 
 
 def _untrained(path: Path, encoder: Encoder, train: Source, test: Source) -> float:
@@ -185,20 +194,16 @@ def _reason(done: subprocess.CompletedProcess) -> str | None:
     return (done.stderr.strip().splitlines() or ["no reason given"])[-1] if done.returncode else None
 
 
+def _length(options: argparse.Namespace) -> str:
+    return f"{options.minutes:g} minutes" if options.steps is None else f"{options.steps} steps"
+
+
 def _folder(options: argparse.Namespace, name: str) -> Path:
-    length = f"{options.minutes:g}-minutes" if options.steps is None else f"{options.steps}-steps"
-    return Path("runs", "methods", length, _slug(name))
+    return Path("runs", "methods", _slug(_length(options)), _slug(name))
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name)
-
-
-def rows() -> list[list[Row]]:
-    """The rows of each length, in the order of RUNS."""
-    lengths = sorted(path for path in ROOT.glob("runs/methods/*") if path.is_dir())
-    found = [[folder / _slug(name) / "row.json" for name in RUNS] for folder in lengths]
-    return [[Row(**json.loads(path.read_text())) for path in paths if path.is_file()] for paths in found]
+    return re.sub(r"[^a-z0-9.]+", "-", name)
 
 
 def _kept(options: argparse.Namespace, name: str) -> Row | None:
@@ -206,29 +211,29 @@ def _kept(options: argparse.Namespace, name: str) -> Row | None:
     return Row(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def write(about: dict[str, Any]) -> None:
-    """Results as JSON, and as tables at the end of the page."""
-    found = rows()
-    every = [asdict(row) for length in found for row in length]
-    JSON.write_text(json.dumps({**about, "rows": every}, indent=1, ensure_ascii=False) + "\n")
+def write(row: Row) -> None:
+    """Add a row to the results, in the place of one of the same method and length, and write the tables anew."""
+    kept = [Row(**one) for one in json.loads(JSON.read_text())["rows"]] if JSON.is_file() else []
+    rows = {(one.length, one.name): one for one in [*kept, row]}
+    found = [rows[key] for key in sorted(rows, key=lambda key: (key[0], list(RUNS).index(key[1])))]
+    every = {"images": IMAGES, "k": K, "rows": [asdict(one) for one in found]}
+    JSON.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n")
     text = PAGE.read_text(encoding="utf-8")
-    kept = text[: text.index("\n", text.index(MARK)) + 1]
-    PAGE.write_text(kept + "\n" + figures(found, about), encoding="utf-8")
+    PAGE.write_text(text[: text.index("\n", text.index(MARK)) + 1] + "\n" + figures(found), encoding="utf-8")
 
 
-def figures(found: list[list[Row]], about: dict[str, Any]) -> str:
+def figures(found: list[Row]) -> str:
     """The tables, each method's longest run and the hybrids of one length, and the command of each row."""
-    longest = {row.name: row for row in sorted((row for length in found for row in length), key=_seconds)}
+    longest = {row.name: row for row in sorted(found, key=_seconds)}
     methods = [longest[name] for name in METHODS if name in longest]
-    together = max(found, key=lambda length: sum(row.name in HYBRIDS for row in length), default=[])
+    lengths = {row.length: [one for one in found if one.length == row.length] for row in found}
+    together = max(lengths.values(), key=lambda rows: sum(row.name in HYBRIDS for row in rows), default=[])
     by_name = {row.name: row for row in together}
     hybrids = [by_name[name] for name in ("simclr", "mae", *HYBRIDS) if name in by_name]
-    machine = (
-        f"{about['cpu']}, {about['threads']} thread{'s' * (about['threads'] > 1)} a run, {about['jobs']} at a time"
-    )
+    shown = [*methods, *hybrids]
     return "\n".join(
         [
-            f"{machine}, PyTorch {about['versions']['torch']}, {about['date'][:10]}.",
+            *dict.fromkeys(map(_machine, shown)),
             "Loss: mean of the first and of the last five logged values. Minutes: of training.",
             "",
             *table(methods),
@@ -240,11 +245,22 @@ def figures(found: list[list[Row]], about: dict[str, Any]) -> str:
             "### Commands",
             "",
             "```",
-            *dict.fromkeys(row.command for row in (*methods, *hybrids)),
+            *dict.fromkeys(row.command for row in shown),
             "```",
             "",
         ]
     )
+
+
+def _when(row: Row) -> str:
+    """Date and commit; rows older than the record of commits have none."""
+    return " ".join(filter(None, (row.origin["date"][:10], row.origin["commit"])))
+
+
+def _machine(row: Row) -> str:
+    where = row.origin
+    threads = f"{where['threads']} thread{'s' * (where['threads'] > 1)} a run, {where['jobs']} at a time"
+    return f"{where['cpu']}, {threads}, PyTorch {where['torch']}."
 
 
 def _seconds(row: Row) -> float:
@@ -253,13 +269,13 @@ def _seconds(row: Row) -> float:
 
 def table(found: list[Row]) -> list[str]:
     """Lines of a Markdown table."""
-    heads = ("", "20-NN", "untrained", "gain", "spread", "rank", "loss", "minutes", "steps", "images/s", "")
+    heads = ("", "20-NN", "untrained", "gain", "spread", "rank", "loss", "minutes", "steps", "images/s", "measured", "")
     return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *map(_line, found)]
 
 
 def _line(row: Row) -> str:
     if row.failure:
-        return f"| {row.name} |" + " |" * 9 + f" failed: {row.failure.replace('|', '/')} |"
+        return f"| {row.name} |" + " |" * 10 + f" failed: {row.failure.replace('|', '/')} |"
     gain = row.knn - row.untrained
     alone = len(row.losses) == 2
     losses = {key: ends for key, ends in row.losses.items() if key != "total"}
@@ -270,7 +286,7 @@ def _line(row: Row) -> str:
     cells = [
         *(row.name, f"{100 * row.knn:.1f} % ({row.pool})", f"{100 * row.untrained:.1f} %", f"{100 * gain:+.1f}"),
         *(f"{row.spread:.2f}", f"{row.rank:.0f}", ", ".join(shown), f"{row.seconds / 60:.1f}", f"{row.steps:,}"),
-        *(f"{row.images_per_second:,.0f}", verdict or ""),
+        *(f"{row.images_per_second:,.0f}", _when(row), verdict or ""),
     ]
     return f"| {' | '.join(cells)} |"
 
