@@ -53,6 +53,10 @@ class MoCoConfig:
     """Hidden width of projector and predictor (published for `v2`: 2048)."""
     out_dim: int = 256
     """Width of the embeddings that are compared (published for `v2`: 128)."""
+    projector_layers: int | None = None
+    """Layers of the projector; unset = 3 of `v3`, 2 of `v2`."""
+    predictor: bool = True
+    """Queries of `v3` pass a predictor of two layers."""
     freeze_patch_embed: bool = False
     """Leave the patch embedding at its random start, as published for `v3`. Off, since other objectives share it."""
     pool: Literal["mean", "cls"] = "cls"
@@ -62,6 +66,7 @@ class MoCoConfig:
         """Raise ValueError for the first setting that cannot work."""
         for setting in ("queue_size", "temperature", "hidden_dim", "out_dim"):
             positive(f"{name}.{setting}", getattr(self, setting))
+        positive(f"{name}.projector_layers", self.projector_layers, optional=True)
         share(f"{name}.momentum", self.momentum, whole=True)
 
 

@@ -46,12 +46,18 @@ class BYOLConfig:
     """Hidden width of projector and predictor."""
     out_dim: int = 256
     """Width of the embeddings that are compared."""
+    projector_layers: int = 2
+    """Layers of the projector."""
+    predictor_layers: int = 2
+    """Layers of the predictor."""
     pool: Literal["mean", "cls"] = "mean"
     """What the heads read: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
         share(f"{name}.momentum", self.momentum, whole=True)
+        for setting in ("projector_layers", "predictor_layers"):
+            positive(f"{name}.{setting}", getattr(self, setting))
         positive(f"{name}.hidden_dim", self.hidden_dim)
         positive(f"{name}.out_dim", self.out_dim)
 
@@ -64,6 +70,8 @@ class SimSiamConfig:
     """Augmentation of both views."""
     out_dim: int = 2048
     """Width of the projector, hidden and out."""
+    projector_layers: int = 3
+    """Layers of the projector (published for CIFAR-10: 2)."""
     predictor_dim: int = 512
     """Hidden width of the predictor."""
     pool: Literal["mean", "cls"] = "mean"
@@ -71,8 +79,8 @@ class SimSiamConfig:
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
-        positive(f"{name}.out_dim", self.out_dim)
-        positive(f"{name}.predictor_dim", self.predictor_dim)
+        for setting in ("out_dim", "projector_layers", "predictor_dim"):
+            positive(f"{name}.{setting}", getattr(self, setting))
 
 
 @dataclass
@@ -83,6 +91,8 @@ class SelfDistillationConfig:
     """Hidden width of the head."""
     bottleneck_dim: int = 256
     """Width of the head before the prototypes."""
+    head_layers: int = 3
+    """Layers of the head before the prototypes."""
     batch_norm: bool = False
     """Normalise the layers of the head over the batch, its bottleneck too: rows that vary little stay apart."""
     out_dim: int = 65536
@@ -108,9 +118,10 @@ class SelfDistillationConfig:
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
-        for setting in ("hidden_dim", "bottleneck_dim", "out_dim", "student_temperature", "teacher_temperature_start"):
+        for setting in ("hidden_dim", "bottleneck_dim", "head_layers", "out_dim"):
             positive(f"{name}.{setting}", getattr(self, setting))
-        positive(f"{name}.teacher_temperature", self.teacher_temperature)
+        for setting in ("student_temperature", "teacher_temperature_start", "teacher_temperature"):
+            positive(f"{name}.{setting}", getattr(self, setting))
         for setting in ("teacher_temperature_epochs", "freeze_last_epochs"):
             not_negative(f"{name}.{setting}", getattr(self, setting))
         share(f"{name}.momentum", self.momentum, whole=True)

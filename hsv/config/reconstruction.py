@@ -90,6 +90,8 @@ class DAEConfig:
     """Augmentation of the one view."""
     noise: float = 1.0
     """Standard deviation of the noise, in units of the normalised image."""
+    noise_drawn: bool = False
+    """Draw each image's deviation uniformly between 0 and `noise`, so that clean images are among those seen."""
     norm_pix: bool = True
     """Normalise each target patch by its own mean and deviation."""
     pool: Literal["mean", "cls"] = "mean"

@@ -33,8 +33,8 @@ class BYOL(Objective):
         views = self.config.view, self.config.second_view
         self.requests = self.teacher_requests = [Request(View(spec, slot)) for slot, spec in enumerate(views)]
         hidden, out = self.config.hidden_dim, self.config.out_dim
-        self.projector = mlp([encoder.dim, hidden, out])
-        self.predictor = mlp([out, hidden, out])
+        self.projector = mlp([encoder.dim, *[hidden] * (self.config.projector_layers - 1), out])
+        self.predictor = mlp([out, *[hidden] * (self.config.predictor_layers - 1), out])
         self.teacher_projector = teacher_of(self.projector)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -27,7 +27,9 @@ class DAE(PixelObjective):
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
         super().__init__()
         self.config, self.patch_size = config.dae, encoder.patch_size
-        self.requests = [Request(View(self.config.view, 0), noise=self.config.noise)]
+        self.requests = [
+            Request(View(self.config.view, 0), noise=self.config.noise, noise_drawn=self.config.noise_drawn)
+        ]
         p, q = self.patch_size
         self.head = nn.Linear(encoder.dim, p * q * encoder.channels)
 

@@ -16,8 +16,8 @@ __all__ = ["Distillation", "distillation_head"]
 
 
 def distillation_head(dim: int, config: SelfDistillationConfig) -> nn.Sequential:
-    """Three layers, a bottleneck on the unit sphere, and prototypes: [N, dim] → logits [N, K] in [−1, 1]."""
-    widths = [dim, config.hidden_dim, config.hidden_dim, config.bottleneck_dim]
+    """Layers, the last a bottleneck on the unit sphere, and prototypes: [N, dim] → logits [N, K] in [−1, 1]."""
+    widths = [dim, *[config.hidden_dim] * (config.head_layers - 1), config.bottleneck_dim]
     layers = mlp(widths, norm=config.batch_norm, last_norm=config.batch_norm, activation="gelu")
     for layer in layers:
         if isinstance(layer, nn.Linear):

@@ -36,14 +36,14 @@ class MoCo(Objective):
         self.config, self.negatives = config.moco, config.run.negatives
         self.momentum, self.momentum_rises = self.config.momentum, self.config.version == "v3"
         views = [Request(View(self.config.view, slot)) for slot in (0, 1)]
-        hidden, out = self.config.hidden_dim, self.config.out_dim
+        hidden, out, layers = self.config.hidden_dim, self.config.out_dim, self.config.projector_layers
         if self.config.version == "v3":
             self.requests = self.teacher_requests = views
-            self.projector = mlp([encoder.dim, hidden, hidden, out], last_norm=True)
-            self.predictor = mlp([out, hidden, out], last_norm=True)
+            self.projector = mlp([encoder.dim, *[hidden] * ((layers or 3) - 1), out], last_norm=True)
+            self.predictor = mlp([out, hidden, out], last_norm=True) if self.config.predictor else nn.Identity()
         else:
             self.requests, self.teacher_requests = views[:1], views[1:]
-            self.projector = mlp([encoder.dim, hidden, out], norm=False)
+            self.projector = mlp([encoder.dim, *[hidden] * ((layers or 2) - 1), out], norm=False)
             self.queue = KeyQueue(self.config.queue_size, out)
         self.teacher_projector = teacher_of(self.projector)
         if self.config.freeze_patch_embed:

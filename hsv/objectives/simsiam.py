@@ -29,7 +29,7 @@ class SimSiam(Objective):
         self.config = config.simsiam
         self.requests = [Request(View(self.config.view, slot)) for slot in (0, 1)]
         out = self.config.out_dim
-        self.projector = mlp([encoder.dim, out, out, out], last_norm=True)
+        self.projector = mlp([encoder.dim, *[out] * self.config.projector_layers], last_norm=True)
         self.predictor = mlp([out, self.config.predictor_dim, out])
 
     def forward(self, batch: Batch) -> Tensor:

@@ -118,3 +118,24 @@ def test_unset_shapes_stay_as_timm_has_them(tmp_path):
     config.encoder.depth = None
     encoder = build_encoder(config)
     assert len(encoder.vit.blocks) == 12 and encoder.arguments["num_classes"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"no_embed_class": True}, {"reg_tokens": 2}, {"embed_dim": 36, "num_heads": 6}]
+)
+def test_weights_start_as_those_of_mae_and_moco_v3(arguments):
+    encoder = encoder_for(**arguments)
+    vit, dim = encoder.vit, encoder.dim
+    place = torch.arange(4.0)[:, None] / 10000 ** (torch.arange(dim // 4) / (dim // 4))  # [side, dim / 4]
+    both = torch.cat([place.repeat_interleave(4, 0), place.repeat(4, 1)], 1)  # of patches, row by row
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    torch.testing.assert_close(vit.pos_embed[0, prefix:], torch.cat([both.sin(), both.cos()], 1))
+    assert not vit.pos_embed[0, :prefix].any()
+    assert vit.pos_embed.requires_grad
+
+    def bound(weight):  # of Xavier's uniform weights
+        return (6 / sum(weight.shape)) ** 0.5
+
+    block, patches = vit.blocks[0], vit.patch_embed.proj.weight.flatten(1)
+    for weight in (*block.attn.qkv.weight.chunk(3), block.mlp.fc1.weight, patches):
+        assert 0.9 * bound(weight) < weight.abs().max() <= bound(weight)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from trainer_cases import narrow_config, tiny_config
 
@@ -58,12 +58,20 @@ def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(q @ k.T / temperature, torch.arange(len(q)))
 
 
+def linear_layers(head: nn.Module) -> int:
+    return sum(isinstance(layer, nn.Linear) for layer in head.modules())
+
+
 @torch.no_grad()
-def test_moco_v3_is_the_formula():
-    hybrid = method("moco")
+@pytest.mark.parametrize("predictor", [True, False])
+def test_moco_v3_is_the_formula(predictor):
+    hybrid = method("moco", predictor=predictor)
     images, moco = images_for(hybrid), hybrid.objectives["moco"]
     student, teacher = pooled(hybrid, images)
-    q0, q1 = (moco.predictor(moco.projector(x)) for x in student)
+    assert linear_layers(moco.predictor) == (2 if predictor else 0)
+    q0, q1 = (moco.projector(x) for x in student)
+    if predictor:
+        q0, q1 = moco.predictor(q0), moco.predictor(q1)
     k0, k1 = (moco.teacher_projector(x) for x in teacher)
     expected = 2 * 0.2 * (contrast(q0, k1, 0.2) + contrast(q1, k0, 0.2))
     assert value(hybrid, images) == pytest.approx(expected.item(), rel=1e-4)
@@ -86,6 +94,38 @@ def test_moco_v2_is_the_formula_and_its_queue_takes_the_keys():
     before = moco.queue.keys.clone()
     hybrid(images, 0)
     assert torch.equal(moco.queue.keys, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "layers"),
+    [
+        ("moco", {}, 3),
+        ("moco", {"version": "v2"}, 2),
+        ("moco", {"projector_layers": 2}, 2),
+        ("moco", {"version": "v2", "projector_layers": 1}, 1),
+        ("byol", {}, 2),
+        ("byol", {"projector_layers": 1}, 1),
+        ("simsiam", {}, 3),
+        ("simsiam", {"projector_layers": 2}, 2),
+    ],
+)
+def test_projectors_have_the_layers_that_are_asked_for(name, settings, layers):
+    hybrid = method(name, **settings)
+    assert linear_layers(hybrid.objectives[name].projector) == layers
+    hybrid(images_for(hybrid), 0)[0].backward()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_heads_of_dino_have_the_layers_that_are_asked_for(layers):
+    hybrid = method("dino", head_layers=layers)
+    assert linear_layers(hybrid.objectives["dino"].head) == layers
+    hybrid(images_for(hybrid), 0)[0].backward()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_predictor_of_byol_has_the_layers_that_are_asked_for(layers):
+    assert linear_layers(method("byol", predictor_layers=layers).objectives["byol"].predictor) == layers
 
 
 @torch.no_grad()
