@@ -138,7 +138,7 @@ def measure(options: argparse.Namespace, name: str) -> Row:
 def _origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a row says of where it comes from."""
     here = origin()
-    kept = {key: here[key] for key in ("cpu", "isa", "commit", "dirty", "date")}
+    kept = {key: here[key] for key in ("cpu", "isa", "commit", "date")}
     return kept | {"torch": here["versions"]["torch"], "threads": options.threads, "jobs": options.jobs}
 
 
@@ -293,7 +293,8 @@ def _line(row: Row) -> str:
 
 def _arguments(options: argparse.Namespace) -> list[str]:
     length = ["--minutes", str(options.minutes)] if options.steps is None else ["--steps", str(options.steps)]
-    return ["--data", options.data, *length]
+    load = ["--threads", str(options.threads), "--jobs", str(options.jobs)]
+    return ["--data", options.data, *length, *load]
 
 
 def _options() -> argparse.Namespace:
