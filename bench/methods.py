@@ -2,14 +2,16 @@
 
     python -m bench.methods --data CIFAR10 [--methods simclr,mae] [--minutes 5 | --steps 500] [--threads 1 --jobs 2]
 
-Each run is a process of its own in runs/methods/<length>/<name>. An interrupted call goes on where it was; a run that
-failed keeps its row, with the reason, and is tried again by the next call. bench/results/methods.json has the newest
-row of each method and length; the tables show each method's longest run, and the hybrids of one length beside their
-parts. Both are written after each run.
+Each run is a process of its own in runs/methods/<length>/<name>. An interrupted call goes on where it was, and what is
+done there stays: remove the folder to measure anew. A run that failed keeps its row, with the reason, and is tried
+again by the next call. --minutes become steps by a rehearsal, so leave the machine to the runs.
+bench/results/methods.json has the newest row of each method and length; the tables show each method's longest run, and
+the hybrids of one length beside their parts. Both are written after each run.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -36,6 +38,7 @@ from hsv.monitor import collapse_verdict, effective_rank, feature_spread, read_m
 
 IMAGES, K, WANTED = 10_000, 20, 0.05
 PAGE, JSON, MARK = ROOT / "docs" / "methods.md", RESULTS / "methods.json", "<!-- figures:"
+ORIGIN = "origin.json"  # in a run's folder
 HYBRID = "--preset small-32 --objectives simclr,mae"
 FIXED = "--weighting.kind fixed"
 HYBRIDS = {
@@ -95,6 +98,9 @@ def finish(options: argparse.Namespace, name: str) -> Row:
     if row and not row.failure:
         return row
     begin = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not find_checkpoint(folder):
+        (folder / ORIGIN).write_text(json.dumps(_origin(options)))
     failure = _train(options, name)
     if failure is None:
         done = _process(options, [sys.executable, "-m", "bench.methods", *_arguments(options), "--measure", name])
@@ -102,8 +108,7 @@ def finish(options: argparse.Namespace, name: str) -> Row:
             row = Row(**json.loads(done.stdout.splitlines()[-1]))
         failure = _reason(done)
     if failure is not None:
-        row = Row(name, _length(options), command(options, name), _origin(options), failure)
-    folder.mkdir(parents=True, exist_ok=True)
+        row = Row(name, _length(options), command(options, name), _trained_by(folder), failure)
     (folder / "row.json").write_text(json.dumps(asdict(row), indent=1) + "\n")
     print(f"{name}: {failure or f'{100 * row.knn:.1f} %'} ({time.monotonic() - begin:.0f} s)", flush=True)
     return row
@@ -115,14 +120,14 @@ def measure(options: argparse.Namespace, name: str) -> Row:
     encoder, metrics = load_encoder(folder), read_metrics(folder / "metrics.jsonl")
     train, test = open_source(options.data, split="train", limit=IMAGES), open_source(options.data, split="test")
     knn, features = _accuracy(encoder, train, test)
-    untrained = _untrained(folder.parent / f"untrained-{encoder.pool}.json", encoder, train, test)
+    untrained, _ = _accuracy(untrained_encoder(encoder, seed=0), train, test)
     last = metrics[-1]
     seen = last["step"] * load_config(folder / "config.yaml").run.batch_size
     return Row(
         name,
         _length(options),
         command(options, name),
-        _origin(options),
+        _trained_by(folder),
         pool=encoder.pool,
         knn=knn,
         untrained=untrained,
@@ -135,19 +140,16 @@ def measure(options: argparse.Namespace, name: str) -> Row:
     )
 
 
+def _trained_by(folder: Path) -> dict[str, Any]:
+    """Where a run comes from: what was there when it began, whatever has been committed since."""
+    return json.loads((folder / ORIGIN).read_text())
+
+
 def _origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a row says of where it comes from."""
     here = origin()
     kept = {key: here[key] for key in ("cpu", "isa", "commit", "date")}
     return kept | {"torch": here["versions"]["torch"], "threads": options.threads, "jobs": options.jobs}
-
-
-def _untrained(path: Path, encoder: Encoder, train: Source, test: Source) -> float:
-    """Accuracy of the same encoder before training, which the runs of one folder share."""
-    if not path.is_file():
-        accuracy, _ = _accuracy(untrained_encoder(encoder, seed=0), train, test)
-        path.write_text(json.dumps(accuracy))
-    return json.loads(path.read_text())
 
 
 def _accuracy(encoder: Encoder, train: Source, test: Source) -> tuple[float, Tensor]:
@@ -264,7 +266,8 @@ def _machine(row: Row) -> str:
 
 
 def _seconds(row: Row) -> float:
-    return row.seconds or 0.0
+    """Of training; a failure counts as the longest, so that it stays in the table until it is mended."""
+    return math.inf if row.failure else row.seconds
 
 
 def table(found: list[Row]) -> list[str]:

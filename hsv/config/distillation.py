@@ -46,18 +46,15 @@ class BYOLConfig:
     """Hidden width of projector and predictor."""
     out_dim: int = 256
     """Width of the embeddings that are compared."""
-    projector_layers: int = 2
-    """Layers of the projector."""
-    predictor_layers: int = 2
-    """Layers of the predictor."""
+    last_norm: bool = False
+    """Normalise projections and predictions over the batch, as SimSiam and MoCo v3 do: what all images share earns
+    nothing."""
     pool: Literal["mean", "cls"] = "mean"
     """What the heads read: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
         share(f"{name}.momentum", self.momentum, whole=True)
-        for setting in ("projector_layers", "predictor_layers"):
-            positive(f"{name}.{setting}", getattr(self, setting))
         positive(f"{name}.hidden_dim", self.hidden_dim)
         positive(f"{name}.out_dim", self.out_dim)
 

@@ -34,7 +34,7 @@ class Encoder(nn.Module):
     """A timm vision transformer with class token and final norm, which can encode visible patches alone.
 
     Its weights start as those of MAE and MoCo v3: Xavier's uniform ones, and sines and cosines of the patches' places,
-    which learn from there. Short runs learn more with them than with timm's own start (docs/methods.md).
+    fixed there and learning here. Short runs learn more from this start than from timm's (docs/methods.md).
 
     Args:
         name: a plain vision transformer of timm.
@@ -155,7 +155,6 @@ class Encoder(nn.Module):
             chunks: parts of the batch that are encoded one after the other and, for their gradient, once more, so that
                 the activations of one part alone are in memory. Drop-path repeats itself.
         """
-        choose_attention(self.vit.blocks, tokens.shape[1], tokens.device, training=self.training)
         if chunks == 1 or not torch.is_grad_enabled():
             return self._encoding(self._blocks(tokens, attention_mask))
         parts = [
@@ -164,6 +163,8 @@ class Encoder(nn.Module):
         return self._encoding(torch.cat(parts))
 
     def _blocks(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        # Here, for a chunk that is encoded again finds what sequences of another length have chosen meanwhile.
+        choose_attention(self.vit.blocks, tokens.shape[1], tokens.device, training=self.training)
         x = self.vit.norm_pre(tokens)
         for block in self.vit.blocks:
             x = block(x) if attention_mask is None else block(x, attn_mask=attention_mask)

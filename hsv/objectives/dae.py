@@ -16,12 +16,16 @@ __all__ = ["DAE"]
 
 
 class DAE(PixelObjective):
-    """Gaussian noise of deviation σ on the normalised image, and the error of every clean patch,
+    """Gaussian noise of deviation σ on the normalised image, or of one drawn for each image from [0, σ], and the error
+    of every clean patch,
 
         loss = mean over patches of ‖W · token − patch‖² / pixels
 
     The head is linear, so the encoder denoises by itself. Patches are normalised each by its own mean and deviation, as
     MAE's: raw pixels are mostly brightness, which averaging the noisy patch gives without any understanding.
+
+    The preset for 32 pixels draws the deviation, so that clean images are among those seen, and takes the class token
+    as the feature: patches keep pixels for the head, and the class token what patches tell each other.
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:

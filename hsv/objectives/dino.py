@@ -26,6 +26,11 @@ class DINO(Objective):
 
     Optimiser: AdamW with the shared rates; the decay of the weights rises along a cosine in the preset for 224 pixels,
     as published. Temperature warm-up (30 epochs) and the frozen prototypes (1 epoch) are at most a tenth of the run.
+
+    The preset for 32 pixels, for runs of some hundred steps, differs more: Sinkhorn–Knopp in place of the running
+    centre (as in SwAV and DINOv2), since it spreads the images over the prototypes from the first step on; a bottleneck
+    of 32 and batch normalisation in the head, which keep images apart; τ_t = 0.02 and momentum 0.9 from the start, for
+    a sharp teacher that follows; mean pooling; a constant decay.
     """
 
     error = False

@@ -30,7 +30,7 @@ class IBOT(Objective):
 
     One head with K prototypes, and with `batch_norm` one set of its statistics, serves both; their centres are two. An
     image without masked patches counts as 0 in the mean. Temperature warm-up (30 epochs) and the frozen prototypes
-    (1 epoch) are at most a tenth of the run.
+    (1 epoch) are at most a tenth of the run. The preset for 32 pixels differs as DINO's does.
     """
 
     error = False

@@ -19,6 +19,9 @@ class MAE(PixelObjective):
 
         loss = mean over removed patches of ‖pred − target‖² / pixels,  target normalised per patch
 
+    The decoder is half as deep and half as wide as published (8 blocks of 512) unless told otherwise, and learns its
+    positions: it serves small encoders too.
+
     Beside other objectives the view is by default the first of theirs, with its colours changed: one view less to make.
     """
 

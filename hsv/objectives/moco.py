@@ -27,6 +27,9 @@ class MoCo(Objective):
     loss is 2τ times the sum of both directions. v2: j runs over k_i and a queue of earlier keys, in one direction; the
     head has two layers and no batch normalisation, so no images need to be shuffled between ranks.
 
+    The preset for 32 pixels leaves the predictor out and one layer of the projector too: in runs of some hundred steps
+    deep heads learn in the encoder's place.
+
     Statistics of v3's heads are per view. The patch embedding learns, unlike in v3, unless `freeze_patch_embed` is set:
     it belongs to the other objectives too.
     """
@@ -80,7 +83,7 @@ class MoCo(Objective):
         """Every candidate as likely: ln(K + 1) with a queue of K, 4τ ln B without."""
         if self.config.version == "v2":
             return math.log(self.config.queue_size + 1)
-        return 4 * self.config.temperature * math.log(batch)
+        return 4 * self.config.temperature * math.log(self.candidates(batch))
 
     def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield self.teacher_projector, self.projector

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hsv_kernels import functional
 from hsv_kernels.compat.patches import folded
+from hsv_kernels.compat.shapes import require_shape
 from hsv_kernels.functional import gather_tokens, masked_mse
 from hsv_kernels.ops.masking import reference as masking
 
@@ -77,8 +78,11 @@ def forward_loss(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int = 16,
 
     Raises:
         AssertionError: a patch that does not divide height and width.
+        RuntimeError: predictions of another shape.
     """
     _check_patch(imgs, patch_size)
+    patches = imgs.shape[2] // patch_size * (imgs.shape[3] // patch_size)
+    require_shape("pred", pred, (len(imgs), patches, patch_size**2 * imgs.shape[1]))
     return masked_mse(pred, imgs.detach(), mask.detach(), patch_size, norm_pix=norm_pix_loss)
 
 

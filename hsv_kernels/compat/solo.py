@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hsv_kernels.compat.centre import moved
 from hsv_kernels.compat.contrast import gathered, inverse, queue_losses
 from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
+from hsv_kernels.compat.shapes import require_shape
 from hsv_kernels.distributed import distillation_loss, mean_over_ranks, world_size
 from hsv_kernels.functional import negative_cosine, similarity_logsumexp
 from hsv_kernels.rows import unit_rows
@@ -50,7 +51,13 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
 
 
 def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
-    """InfoNCE of queries [N, D] against their keys [N, D] and a queue [D, K], all of unit length; the mean."""
+    """InfoNCE of queries [N, D] against their keys [N, D] and a queue [D, K], all of unit length; the mean.
+
+    Raises:
+        RuntimeError: other shapes.
+    """
+    require_shape("key", key, query.shape)
+    require_shape("queue", queue, (query.shape[1], queue.shape[-1]))
     return queue_losses(query, key, queue.T, temperature).mean()
 
 
@@ -58,7 +65,11 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
     """InfoNCE of queries [N, D] against the keys [N, D] of all ranks, times 2 · temperature; normalised inside.
 
     One direction; the caller adds the other. Keys of other ranks carry no gradient.
+
+    Raises:
+        RuntimeError: keys of another width.
     """
+    require_shape("key", key, (len(key), query.shape[1]))
     q, k = unit_rows(query), unit_rows(key)
     every, start = gathered(k.detach() if world_size() > 1 else k)
     positive = torch.arange(start, start + len(q), device=q.device)
@@ -122,9 +133,11 @@ class DINOLoss(nn.Module):
         """The loss of logits [views · N, K] of the student and [2 · N, K] of the teacher, which gets no gradient.
 
         Raises:
-            RuntimeError: rows that the views do not divide.
+            RuntimeError: rows that the views do not divide, or logits of another width than the centre.
             IndexError: an epoch beyond num_epochs.
         """
+        for name, output in (("student_output", student_output), ("teacher_output", teacher_output)):
+            require_shape(name, output, (len(output), self.center.shape[1]))
         loss, mean = distillation_loss(
             student_output.unflatten(0, (self.num_large_crops, len(student_output) // self.num_large_crops)),
             teacher_output.detach().to(student_output.dtype).unflatten(0, (2, len(teacher_output) // 2)),

@@ -8,10 +8,10 @@ import pytest
 
 import hsv_kernels.compat
 
-FILES = sorted(Path(hsv_kernels.compat.__file__).parent.glob("*.py"))
+FILES = sorted(Path(hsv_kernels.compat.__file__).parent.rglob("*.py"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_imports_none_of_the_originals(file: Path) -> None:
     imported = set()
     for node in ast.walk(ast.parse(file.read_text())):

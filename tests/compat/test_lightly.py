@@ -222,6 +222,14 @@ def test_errors_of_centres_and_masks() -> None:
     assert {error_of(call) for call in calls} == {RuntimeError}
 
 
+@pytest.mark.parametrize(("teachers", "width"), [(4, 40), (5, 41)])
+def test_errors_of_ibot(teachers: int, width: int) -> None:
+    teacher, student = torch.ones(teachers, width), torch.ones(5, width)
+    mask = torch.arange(8).reshape(1, 2, 4) < 5
+    calls = (lambda m=m: m.IBOTPatchLoss(40)(teacher, student, mask) for m in (theirs, ours))
+    assert {error_of(call) for call in calls} == {RuntimeError}
+
+
 @pytest.mark.parametrize("mask_class_token", [False, True])
 @pytest.mark.parametrize("ratio", [0.0, 0.6, 0.75, 1.0])
 @pytest.mark.parametrize("size", [(3, 197), (2, 5), (2, 1), (2, 0), (0, 5)])

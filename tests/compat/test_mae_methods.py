@@ -35,6 +35,8 @@ def test_forward_loss(shape: tuple[int, ...], normalised: bool) -> None:
         tolerance = {"rtol": 1e-3, "atol": 1e-3} if p.dtype == torch.float16 else {}
         assert_same(loss, mae.forward_loss, images, p, mask, 4, normalised, inputs=[p], **tolerance)
     assert mae.forward_loss(images.requires_grad_(), pred, mask * 0, 4) == 0
+    for wrong in (pred[:, 1:], pred[..., 1:]):
+        assert error_of(lambda p=wrong: mae.forward_loss(images, p, mask, 4)) is RuntimeError
 
 
 def test_patchify_and_back() -> None:

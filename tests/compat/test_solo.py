@@ -122,3 +122,21 @@ def test_dino_over_steps(crops: int) -> None:
     assert set(loss.state_dict()) == {"center"}
     loss.epoch = 5
     assert error_of(lambda: loss(student, teacher)) is IndexError
+
+
+@pytest.mark.parametrize(("key", "queue"), [((3, 16), (16, 9)), ((4, 15), (16, 9)), ((4, 16), (15, 9))])
+def test_errors_of_mocov2plus(key: tuple[int, int], queue: tuple[int, int]) -> None:
+    rows = torch.ones(4, 16), torch.ones(key), torch.ones(queue)
+    assert error_of(lambda: mocov2plus(*rows)) is RuntimeError
+    assert error_of(lambda: solo.mocov2plus_loss_func(*rows)) is RuntimeError
+
+
+def test_errors_of_mocov3() -> None:
+    assert error_of(lambda: solo.mocov3_loss_func(torch.ones(4, 16), torch.ones(4, 15))) is RuntimeError
+
+
+@pytest.mark.parametrize("widths", [(25, 25), (24, 25), (25, 24)])
+def test_errors_of_dino(widths: tuple[int, int]) -> None:
+    student, teacher = (torch.ones(8, width) for width in widths)
+    assert error_of(lambda: solo.DINOLoss(24, 0.03, 0.07, 3, 5)(student, teacher)) is RuntimeError
+    assert error_of(lambda: DINO([0.07], 2, 24)(student, teacher, 0)) is RuntimeError

@@ -47,6 +47,15 @@ def test_in_bfloat16_the_gradient_is_that_of_the_whole_batch(objectives):
     assert (parts - whole).norm() < 0.05 * whole.norm()
 
 
+def test_sequences_that_choose_other_attention_are_encoded_again_with_their_own(monkeypatch):
+    """Crops of 17 and of 5 tokens, on both sides of where plain attention ends."""
+    monkeypatch.setattr("hsv.models.attention.FEW_TOKENS", 10)
+    (found, parts), (expected, whole) = (loss_and_gradients(["dino"], chunks, bf16=True) for chunks in (3, 1))
+    parts, whole = (torch.cat([gradient.flatten() for gradient in some]) for some in (parts, whole))
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+    assert (parts - whole).norm() < 0.05 * whole.norm()
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("objectives", SETS[:2], ids="+".join)
 def test_encoding_again_drops_the_same_paths(objectives, bf16, monkeypatch):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trainer_cases import narrow_config, tiny_config
+from trainer_cases import narrow_config, sinkhorn, tiny_config
 
 from hsv.config import METHODS
 from hsv.data import ViewSpec
 from hsv.export import build_encoder
 from hsv.objectives import Hybrid, build_hybrid
+from hsv.optim import adamw
 from hsv.schedules import Progress
 
 BATCH = 6
@@ -103,8 +104,6 @@ def test_moco_v2_is_the_formula_and_its_queue_takes_the_keys():
         ("moco", {"version": "v2"}, 2),
         ("moco", {"projector_layers": 2}, 2),
         ("moco", {"version": "v2", "projector_layers": 1}, 1),
-        ("byol", {}, 2),
-        ("byol", {"projector_layers": 1}, 1),
         ("simsiam", {}, 3),
         ("simsiam", {"projector_layers": 2}, 2),
     ],
@@ -115,6 +114,17 @@ def test_projectors_have_the_layers_that_are_asked_for(name, settings, layers):
     hybrid(images_for(hybrid), 0)[0].backward()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_moco_leaves_the_patch_embedding_as_it_is_if_asked(frozen):
+    hybrid = method("moco", freeze_patch_embed=frozen)
+    hybrid(images_for(hybrid), 0)[0].backward()
+    projection = hybrid.encoder.vit.patch_embed.proj.weight
+    assert (projection.grad is None) is frozen
+    config = tiny_config("unused")
+    optimised = {id(p) for group in adamw(hybrid, config).param_groups for p in group["params"]}
+    assert (id(projection) in optimised) is not frozen
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_heads_of_dino_have_the_layers_that_are_asked_for(layers):
     hybrid = method("dino", head_layers=layers)
@@ -123,18 +133,15 @@ def test_heads_of_dino_have_the_layers_that_are_asked_for(layers):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [1, 2])
-def test_the_predictor_of_byol_has_the_layers_that_are_asked_for(layers):
-    assert linear_layers(method("byol", predictor_layers=layers).objectives["byol"].predictor) == layers
-
-
-@torch.no_grad()
-def test_byol_is_the_formula():
-    hybrid = method("byol")
+@pytest.mark.parametrize("last_norm", [False, True])
+def test_byol_is_the_formula(last_norm):
+    hybrid = method("byol", last_norm=last_norm)
     images, byol = images_for(hybrid), hybrid.objectives["byol"]
     student, teacher = pooled(hybrid, images)
     p0, p1 = (byol.predictor(byol.projector(x)).double() for x in student)
     z0, z1 = (byol.teacher_projector(x).double() for x in teacher)
+    for rows in (p0, p1, z0, z1):
+        assert (rows.mean(0).abs().max().item() < 1e-6) is last_norm
     expected = 2 - F.cosine_similarity(p0, z1).mean() - F.cosine_similarity(p1, z0).mean()
     assert value(hybrid, images) == pytest.approx(expected.item(), rel=1e-4)
 
@@ -174,15 +181,6 @@ def test_dino_is_the_formula_and_its_centre_follows_the_teacher():
     assert value(hybrid, images) == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
     expected = 0.9 * centre + 0.1 * torch.cat(targets).mean(0).float()
     torch.testing.assert_close(dino.distillation.centre, expected, rtol=1e-4, atol=1e-6)
-
-
-def sinkhorn(scores: Tensor, temperature: float) -> Tensor:
-    """Assignments [B, K]: prototypes used alike and samples of mass 1, in turn, three times."""
-    q = (scores.double() / temperature).exp()
-    for _ in range(3):
-        q = q / q.sum(0) / q.shape[1]
-        q = q / q.sum(1, keepdim=True)
-    return q
 
 
 @torch.no_grad()

@@ -52,6 +52,13 @@ def test_a_preset_is_whole_and_optimises_as_documented(name):
     assert matrices["weight_decay"] == settings.weight_decay
 
 
+@pytest.mark.parametrize("size", [32, 224])
+def test_swav_has_few_prototypes_for_its_batch(size):
+    """Sinkhorn–Knopp uses all of them alike, and there is no store of earlier projections."""
+    config = load_config(preset=f"swav-{size}")
+    assert config.swav.prototypes <= 4 * config.run.batch_size
+
+
 def test_weight_decay_follows_its_cosine():
     """The published .04 → .4 of DINO, per step, on the matrices alone."""
     config = narrow("dino-224")

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
-from trainer_cases import narrow_config
+from trainer_cases import narrow_config, sinkhorn
 
 import hsv
 from hsv.checkpoint import read_checkpoint
@@ -121,6 +121,36 @@ def test_ibot_is_the_formula(pool):
     centres = ibot.image_loss.centre.clone(), ibot.patch_loss.centre.clone()
     assert ibot(batch).isfinite()
     assert torch.equal(ibot.patch_loss.centre, centres[1]) and not torch.equal(ibot.image_loss.centre, centres[0])
+
+
+@torch.no_grad()
+def test_ibot_with_sinkhorn_is_the_formula():
+    """One assignment of the large crops, and one of the masked patches of all images."""
+    config = small("ibot")
+    config.ibot.centring, config.ibot.teacher_temperature_epochs = "sinkhorn", 0.0
+    ibot = objective_for(config).double()
+    ibot.head, ibot.teacher_head = (nn.Linear(D, 24, bias=False, dtype=torch.float64) for _ in range(2))
+    batch = batch_for(ibot)
+    masks = torch.rand(2, B, L, generator=torch.Generator().manual_seed(3)) < 0.3
+    for request, mask in zip(ibot.masked, masks, strict=True):
+        batch.student[request].mask = mask.double()
+    crops, whole = [*batch.student.values()], [*batch.teacher.values()]
+    logs = [(ibot.head(crop.pool(ibot.config.pool)) / 0.1).log_softmax(-1) for crop in crops]
+    whole_scores = torch.cat([ibot.teacher_head(crop.pool(ibot.config.pool)) for crop in whole])
+    targets = sinkhorn(whole_scores, 0.07).split(B)
+    pairs = [(t, s) for t in range(2) for s in range(4) if t != s]
+    image = -sum((targets[t] * logs[s]).sum(-1).mean() for t, s in pairs) / len(pairs)
+    masked_scores = [ibot.teacher_head(crop.patches[mask]) for crop, mask in zip(whole, masks, strict=True)]
+    q = sinkhorn(torch.cat(masked_scores), 0.07)
+    p = torch.cat([ibot.head(crop.patches[mask]) for crop, mask in zip(crops[:2], masks, strict=True)])
+    share = torch.cat([(1 / mask.sum(1, keepdim=True)).expand_as(mask)[mask] for mask in masks]) / (2 * B)
+    patches = -((q * (p / 0.1).log_softmax(-1)).sum(-1) * share).sum()
+    torch.testing.assert_close(ibot(batch), image + patches, rtol=1e-5, atol=1e-7)
+    assert not ibot.image_loss.centre.any() and not ibot.patch_loss.centre.any()
+
+    for request in ibot.masked:
+        batch.student[request].mask = torch.zeros(B, L)
+    torch.testing.assert_close(ibot(batch), image, rtol=1e-5, atol=1e-7)
 
 
 def test_ibot_masks_half_of_the_crops_by_a_tenth_to_a_half():
@@ -294,6 +324,21 @@ def test_dae_is_the_formula():
     target = patches_of(batch.images[request.view], normalised=True)
     expected = (dae.head(batch.student[request].patches) - target).square().mean()
     torch.testing.assert_close(dae(batch), expected)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_dae_draws_the_strength_of_the_noise_if_asked(drawn):
+    config = small("dae")
+    config.dae.noise, config.dae.noise_drawn = 2.0, drawn
+    hybrid = hybrid_for(config)
+    (view,) = hybrid.views
+    (encoded,) = hybrid.encode({view: torch.zeros(200, 1, 8, 8)}, draw=0).values()
+    level = encoded.noise_level
+    if drawn:
+        assert 0 <= level.min() < 0.1 and 1.9 < level.max() <= 2
+    else:
+        assert (level == 2).all()
+    torch.testing.assert_close(encoded.noise.std((1, 2, 3)), level, rtol=0.4, atol=0)
 
 
 def mean_where(mask: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 import itertools
 from pathlib import Path
 
+from torch import Tensor
+
 from hsv.config import METHODS, Config, load_config
 
 
@@ -36,3 +38,12 @@ def narrow_config(output: Path | str, objectives: list[str], **run) -> Config:
         if hasattr(getattr(config, name), key):
             setattr(getattr(config, name), key, value)
     return config
+
+
+def sinkhorn(scores: Tensor, temperature: float) -> Tensor:
+    """Assignments [B, K]: prototypes used alike and samples of mass 1, in turn, three times."""
+    q = (scores.double() / temperature).exp()
+    for _ in range(3):
+        q = q / q.sum(0) / q.shape[1]
+        q = q / q.sum(1, keepdim=True)
+    return q

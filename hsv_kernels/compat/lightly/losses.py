@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hsv_kernels.compat.centre import moved
 from hsv_kernels.compat.contrast import queue_losses, two_view_loss, unread_by_backward
+from hsv_kernels.compat.shapes import require_shape
 from hsv_kernels.distributed import all_gather_rows, distillation_loss, mean_over_ranks, world_size
 from hsv_kernels.functional import negative_cosine, nt_xent
 from hsv_kernels.queue import KeyQueue
@@ -273,10 +274,13 @@ class IBOTPatchLoss(nn.Module):
             teacher_temp: takes the place of the default.
 
         Raises:
-            RuntimeError: a mask of other than M entries (on the CPU; on a GPU counting would wait for the device).
+            RuntimeError: a mask of other than M entries (on the CPU; on a GPU counting would wait for the device), or
+                logits of other shapes than each other's or the centre's.
         """
         counts = mask.flatten(1).sum(1)
         rows = len(student_out)
+        require_shape("student_out", student_out, (rows, self.center.value.shape[-1]))
+        require_shape("teacher_out", teacher_out, student_out.shape)
         if mask.device.type == "cpu" and not torch.compiler.is_compiling() and counts.sum() != rows:
             raise RuntimeError(f"mask must be True {rows} times, once for each row of logits; got {counts.sum()}")
         if not rows and world_size() == 1:
