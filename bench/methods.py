@@ -148,7 +148,7 @@ def _trained_by(folder: Path) -> dict[str, Any]:
 def _origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a row says of where it comes from."""
     here = origin()
-    kept = {key: here[key] for key in ("cpu", "isa", "commit", "date")}
+    kept = {key: here[key] for key in ("cpu", "isa", "commit", "dirty", "date")}
     return kept | {"torch": here["versions"]["torch"], "threads": options.threads, "jobs": options.jobs}
 
 
@@ -266,8 +266,10 @@ def _machine(row: Row) -> str:
 
 
 def _seconds(row: Row) -> float:
-    """Of training; a failure counts as the longest, so that it stays in the table until it is mended."""
-    return math.inf if row.failure else row.seconds
+    """Of training: those that were asked for where a run failed, whose steps count as the longest."""
+    number, unit = row.length.split()
+    asked = 60 * float(number) if unit == "minutes" else math.inf
+    return asked if row.failure else row.seconds
 
 
 def table(found: list[Row]) -> list[str]:

@@ -81,5 +81,7 @@ def test_what_falls_short_is_said(page: Path, fields: dict, verdict: str) -> Non
 
 def test_a_failure_keeps_its_row(page: Path) -> None:
     methods.write(Row("dino", "10 minutes", "hsv pretrain", ORIGIN, "ValueError: a | b"))
-    methods.write(row("dino", "3 minutes", 0.36))
+    methods.write(row("dino", "3 minutes", 0.36, seconds=180))
     assert "failed: ValueError: a / b" in line(page, "dino")
+    methods.write(row("dino", "12 minutes", 0.36, seconds=720))
+    assert "36.0 %" in line(page, "dino")

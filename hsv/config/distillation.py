@@ -47,8 +47,7 @@ class BYOLConfig:
     out_dim: int = 256
     """Width of the embeddings that are compared."""
     last_norm: bool = False
-    """Normalise projections and predictions over the batch, as SimSiam and MoCo v3 do: what all images share earns
-    nothing."""
+    """Normalise projections and predictions over the batch, as MoCo v3 does: what all images share earns nothing."""
     pool: Literal["mean", "cls"] = "mean"
     """What the heads read: the mean of the patch tokens, or the class token."""
 

@@ -86,4 +86,4 @@ class CAN(PixelObjective):
     def chance(self, batch: int) -> float:
         """Each of the other views as likely, each patch predicted by its mean, no noise."""
         weight = self.config.contrast_weight
-        return weight * math.log(2 * self.candidates(batch) - 1) + (1 - weight)
+        return weight * math.log(2 * batch - 1) + (1 - weight)

@@ -63,7 +63,7 @@ class CMAE(PixelObjective):
 
     def chance(self, batch: int) -> float:
         """1 for the pixels, and every key as likely."""
-        return 1 + 2 * self.config.temperature * math.log(self.candidates(batch))
+        return 1 + 2 * self.config.temperature * math.log(batch)
 
     def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield self.teacher_projector, self.projector

@@ -58,4 +58,4 @@ class CPC(Objective):
     def chance(self, batch: int) -> float:
         """Every patch as likely, averaged over the steps ahead."""
         rows, columns = self.grid
-        return sum(math.log(self.candidates(batch) * (rows - k) * columns) for k in self.steps) / len(self.steps)
+        return sum(math.log(batch * (rows - k) * columns) for k in self.steps) / len(self.steps)

@@ -83,7 +83,7 @@ class MoCo(Objective):
         """Every candidate as likely: ln(K + 1) with a queue of K, 4τ ln B without."""
         if self.config.version == "v2":
             return math.log(self.config.queue_size + 1)
-        return 4 * self.config.temperature * math.log(self.candidates(batch))
+        return 4 * self.config.temperature * math.log(batch)
 
     def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield self.teacher_projector, self.projector

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from hsv.objectives.request import Encoded, Request, View
 from hsv.schedules import Progress
 from hsv_kernels import update_teacher
-from hsv_kernels.distributed import world_size
 
 __all__ = ["Batch", "Objective"]
 
@@ -48,7 +47,6 @@ class Objective(nn.Module):
             is false. Objectives of one momentum and schedule share a momentum encoder.
         error: whether the loss measures an error that falls to 0 from its value at chance. Signed losses and
             self-distillation, which collapse can satisfy, do not; learned uncertainty weights would reward that.
-        negatives: which ranks' images contrastive losses tell an image from: gather, ring or local.
         progress: where in the run the present step is; set before each step.
     """
 
@@ -57,7 +55,6 @@ class Objective(nn.Module):
     momentum: float | None = None
     momentum_rises = True
     error = True
-    negatives = "gather"
     progress: Progress = Progress(0, 1, 1)
 
     def chance(self, batch: int) -> float:
@@ -88,10 +85,6 @@ class Objective(nn.Module):
     @torch.no_grad()
     def after_update(self) -> None:
         """After the optimiser's step."""
-
-    def candidates(self, images: int) -> int:
-        """Images among which contrastive losses find one, of `images` over all ranks."""
-        return images // world_size() if self.negatives == "local" else images
 
     def teacher_momentum(self) -> float:
         """Momentum of the present step."""

@@ -40,4 +40,4 @@ class SimCLR(Objective):
 
     def chance(self, batch: int) -> float:
         """ln(2B − 1): each of the other views as likely."""
-        return math.log(2 * self.candidates(batch) - 1)
+        return math.log(2 * batch - 1)

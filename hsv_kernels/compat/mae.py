@@ -78,11 +78,12 @@ def forward_loss(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int = 16,
 
     Raises:
         AssertionError: a patch that does not divide height and width.
-        RuntimeError: predictions of another shape.
+        RuntimeError: predictions or a mask of another shape.
     """
     _check_patch(imgs, patch_size)
     patches = imgs.shape[2] // patch_size * (imgs.shape[3] // patch_size)
     require_shape("pred", pred, (len(imgs), patches, patch_size**2 * imgs.shape[1]))
+    require_shape("mask", mask, pred.shape[:2])
     return masked_mse(pred, imgs.detach(), mask.detach(), patch_size, norm_pix=norm_pix_loss)
 
 

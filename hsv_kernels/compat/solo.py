@@ -40,7 +40,11 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     Returns:
         The mean over anchors, with candidates of all ranks and over the anchors of all ranks under torch.distributed;
         inf where an anchor has no positive.
+
+    Raises:
+        RuntimeError: other than N indexes.
     """
+    require_shape("indexes", indexes, z.shape[:1])
     z = unit_rows(z)
     (keys, start), (ids, _) = gathered(z), gathered(indexes)
     negatives = similarity_logsumexp(z, keys, scale=inverse(temperature), q_labels=indexes, k_labels=ids)

@@ -37,6 +37,7 @@ def test_forward_loss(shape: tuple[int, ...], normalised: bool) -> None:
     assert mae.forward_loss(images.requires_grad_(), pred, mask * 0, 4) == 0
     for wrong in (pred[:, 1:], pred[..., 1:]):
         assert error_of(lambda p=wrong: mae.forward_loss(images, p, mask, 4)) is RuntimeError
+    assert error_of(lambda: mae.forward_loss(images, pred, mask[:, 1:], 4)) is RuntimeError
 
 
 def test_patchify_and_back() -> None:

@@ -131,6 +131,11 @@ def test_errors_of_mocov2plus(key: tuple[int, int], queue: tuple[int, int]) -> N
     assert error_of(lambda: solo.mocov2plus_loss_func(*rows)) is RuntimeError
 
 
+def test_errors_of_simclr() -> None:
+    z, ids = torch.ones(6, 16), torch.arange(5)
+    assert {error_of(lambda f=f: f(z, ids)) for f in (simclr, solo.simclr_loss_func)} == {RuntimeError}
+
+
 def test_errors_of_mocov3() -> None:
     assert error_of(lambda: solo.mocov3_loss_func(torch.ones(4, 16), torch.ones(4, 15))) is RuntimeError
 

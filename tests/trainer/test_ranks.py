@@ -36,8 +36,10 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "can ring": ("can", {"negatives": "ring"}),
     "cmae ring": ("cmae", {"negatives": "ring"}),
     "dino sinkhorn": ("dino", {"centring": "sinkhorn"}),
-    "dino as in its preset": ("dino", {"centring": "sinkhorn", "batch_norm": True, "head_layers": 2}),
-    "ibot as in its preset": ("ibot", {"centring": "sinkhorn", "batch_norm": True, "head_layers": 2}),
+    "byol as in its preset": ("byol", {"last_norm": True}),
+    "moco as in its preset": ("moco", {"pool": "mean", "predictor": False, "projector_layers": 2}),
+    "dino as in its preset": ("dino", {"pool": "mean", "centring": "sinkhorn", "batch_norm": True}),
+    "ibot as in its preset": ("ibot", {"pool": "mean", "centring": "sinkhorn", "batch_norm": True}),
     "dae of drawn noise": ("dae", {"noise_drawn": True}),
     "byol and mae": ("byol+mae", {}),
 }
@@ -51,8 +53,10 @@ def hybrid_for(case: str) -> Hybrid:
     config.input.mean, config.input.std = [0.5], [0.25]
     narrow = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 12, "queue_size": 16, "num_locals": 1, "prototypes": 6}
     narrow |= {"decoder_dim": 32, "decoder_depth": 1, "feature_depth": 1, "vocabulary": 8}
+    sections = [*(getattr(config, name) for name in config.objectives), config.run]
+    assert all(any(hasattr(section, setting) for section in sections) for setting in settings)
     for setting, value in {**narrow, **settings}.items():
-        for section in (*(getattr(config, name) for name in config.objectives), config.run):
+        for section in sections:
             if hasattr(section, setting):
                 setattr(section, setting, value)
     torch.manual_seed(0)
