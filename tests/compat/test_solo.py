@@ -145,3 +145,11 @@ def test_errors_of_dino(widths: tuple[int, int]) -> None:
     student, teacher = (torch.ones(8, width) for width in widths)
     assert error_of(lambda: solo.DINOLoss(24, 0.03, 0.07, 3, 5)(student, teacher)) is RuntimeError
     assert error_of(lambda: DINO([0.07], 2, 24)(student, teacher, 0)) is RuntimeError
+
+
+@pytest.mark.slow
+def test_moco_losses_are_one_graph_of_any_size() -> None:
+    q, k, queue = (F.normalize(x, dim=1).detach() for x in leaves((4, 16), (4, 16), (32, 16)))
+    q.requires_grad_()
+    for loss, arguments in ((solo.mocov2plus_loss_func, (q, k, queue.T)), (solo.mocov3_loss_func, (q, k))):
+        assert_same(loss, torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager"), *arguments)
