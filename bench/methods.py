@@ -148,7 +148,7 @@ def _trained_by(folder: Path) -> dict[str, Any]:
 def _origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a row says of where it comes from."""
     here = origin()
-    kept = {key: here[key] for key in ("cpu", "isa", "commit", "dirty", "date")}
+    kept = {key: here[key] for key in ("cpu", "isa", "commit", "date")}
     return kept | {"torch": here["versions"]["torch"], "threads": options.threads, "jobs": options.jobs}
 
 

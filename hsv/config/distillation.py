@@ -46,8 +46,6 @@ class BYOLConfig:
     """Hidden width of projector and predictor."""
     out_dim: int = 256
     """Width of the embeddings that are compared."""
-    last_norm: bool = False
-    """Normalise projections and predictions over the batch, as MoCo v3 does: what all images share earns nothing."""
     pool: Literal["mean", "cls"] = "mean"
     """What the heads read: the mean of the patch tokens, or the class token."""
 

@@ -23,8 +23,7 @@ class BYOL(Objective):
 
     averaged over the two directions (published: their sum, twice this value). Batch statistics of the heads are per
     view. The preset for 32 pixels starts at momentum 0.96, since its runs are as long as a few horizons of the
-    published one, and normalises what it compares over the batch: otherwise features keep a common direction, which
-    agrees with itself whatever the image.
+    published one.
     """
 
     error = False
@@ -35,8 +34,8 @@ class BYOL(Objective):
         views = self.config.view, self.config.second_view
         self.requests = self.teacher_requests = [Request(View(spec, slot)) for slot, spec in enumerate(views)]
         hidden, out = self.config.hidden_dim, self.config.out_dim
-        self.projector = mlp([encoder.dim, hidden, out], last_norm=self.config.last_norm)
-        self.predictor = mlp([out, hidden, out], last_norm=self.config.last_norm)
+        self.projector = mlp([encoder.dim, hidden, out])
+        self.predictor = mlp([out, hidden, out])
         self.teacher_projector = teacher_of(self.projector)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -133,15 +133,12 @@ def test_heads_of_dino_have_the_layers_that_are_asked_for(layers):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("last_norm", [False, True])
-def test_byol_is_the_formula(last_norm):
-    hybrid = method("byol", last_norm=last_norm)
+def test_byol_is_the_formula():
+    hybrid = method("byol")
     images, byol = images_for(hybrid), hybrid.objectives["byol"]
     student, teacher = pooled(hybrid, images)
     p0, p1 = (byol.predictor(byol.projector(x)).double() for x in student)
     z0, z1 = (byol.teacher_projector(x).double() for x in teacher)
-    for rows in (p0, p1, z0, z1):
-        assert (rows.mean(0).abs().max().item() < 1e-6) is last_norm
     expected = 2 - F.cosine_similarity(p0, z1).mean() - F.cosine_similarity(p1, z0).mean()
     assert value(hybrid, images) == pytest.approx(expected.item(), rel=1e-4)
 

@@ -36,7 +36,6 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "can ring": ("can", {"negatives": "ring"}),
     "cmae ring": ("cmae", {"negatives": "ring"}),
     "dino sinkhorn": ("dino", {"centring": "sinkhorn"}),
-    "byol as in its preset": ("byol", {"last_norm": True}),
     "moco as in its preset": ("moco", {"pool": "mean", "predictor": False, "projector_layers": 2}),
     "dino as in its preset": ("dino", {"pool": "mean", "centring": "sinkhorn", "batch_norm": True}),
     "ibot as in its preset": ("ibot", {"pool": "mean", "centring": "sinkhorn", "batch_norm": True}),
