@@ -254,11 +254,6 @@ def figures(found: list[Row]) -> str:
     )
 
 
-def _when(row: Row) -> str:
-    """Date and commit; rows older than the record of commits have none."""
-    return " ".join(filter(None, (row.origin["date"][:10], row.origin["commit"])))
-
-
 def _machine(row: Row) -> str:
     where = row.origin
     threads = f"{where['threads']} thread{'s' * (where['threads'] > 1)} a run, {where['jobs']} at a time"
@@ -291,7 +286,7 @@ def _line(row: Row) -> str:
     cells = [
         *(row.name, f"{100 * row.knn:.1f} % ({row.pool})", f"{100 * row.untrained:.1f} %", f"{100 * gain:+.1f}"),
         *(f"{row.spread:.2f}", f"{row.rank:.0f}", ", ".join(shown), f"{row.seconds / 60:.1f}", f"{row.steps:,}"),
-        *(f"{row.images_per_second:,.0f}", _when(row), verdict or ""),
+        *(f"{row.images_per_second:,.0f}", f"{row.origin['date'][:10]} {row.origin['commit']}", verdict or ""),
     ]
     return f"| {' | '.join(cells)} |"
 
