@@ -215,10 +215,7 @@ class DINOLoss(nn.Module):
                 f"got {len(teacher_out)} of the teacher and {len(student_out)} of the student"
             )
         for view in (*teacher_out, *student_out):
-            if view.shape != student_out[0].shape or view.shape[-1] != self.center.shape[-1]:
-                raise RuntimeError(
-                    f"each view must be {[*student_out[0].shape[:-1], self.center.shape[-1]]}; got {list(view.shape)}"
-                )
+            require_shape("each view", view, (*student_out[0].shape[:-1], self.center.shape[-1]))
         if teacher_temp is None:
             warming = epoch is not None and epoch < self.warmup_teacher_temp_epochs
             teacher_temp = self.teacher_temp_schedule[epoch] if warming else self.teacher_temp
