@@ -16,25 +16,34 @@ PATCHES, PATCH_CLASSES = (8, 100) if QUICK else (2048, 8192)  # of iBOT: masked 
 SAMPLES, PROTOTYPES = (8, 30) if QUICK else (512, 3000)  # of SwAV
 
 
-def hsv(centre: Tensor, *views: Tensor) -> Tensor:
-    return distillation_loss(views[GLOBAL:], views[:GLOBAL], centre=centre)[0]
+def hsv(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
+    return distillation_loss(student, teacher, centre=centre)[0]
 
 
-def eager(centre: Tensor, *views: Tensor) -> Tensor:
-    """As in DINO: the loss of each pair of views, from probabilities and log-probabilities."""
-    targets = [((x - centre) / TEACHER).softmax(-1) for x in views[:GLOBAL]]
-    logs = [(x / STUDENT).log_softmax(-1) for x in views[GLOBAL:]]
+def eager(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
+    """As DINO is published: a log-softmax for each pair of views."""
+    targets = ((teacher - centre) / TEACHER).softmax(-1)
+    views = student / STUDENT
+    losses = [
+        -(q * x.log_softmax(-1)).sum(-1).mean() for t, q in enumerate(targets) for s, x in enumerate(views) if s != t
+    ]
+    return sum(losses) / len(losses)
+
+
+def shared(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
+    """One log-softmax of each view, whatever the number of its pairs."""
+    targets = ((teacher - centre) / TEACHER).softmax(-1)
+    logs = (student / STUDENT).log_softmax(-1)
     losses = [-(q * p).sum(-1).mean() for t, q in enumerate(targets) for s, p in enumerate(logs) if s != t]
     return sum(losses) / len(losses)
 
 
-def rewritten(centre: Tensor, *views: Tensor) -> Tensor:
+def rewritten(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
     """lse − ⟨q, s⟩ for each student, the targets of the two teachers summed first."""
-    q0, q1 = (((x - centre) / TEACHER).softmax(-1) for x in views[:GLOBAL])
+    q0, q1 = ((teacher - centre) / TEACHER).softmax(-1)
     targets = [(1, q1), (1, q0)] + [(2, q0 + q1)] * (CROPS - GLOBAL)
     loss = 0
-    for (count, q), student in zip(targets, views[GLOBAL:], strict=True):
-        x = student / STUDENT
+    for (count, q), x in zip(targets, student / STUDENT, strict=True):
         loss = loss + (count * x.logsumexp(-1) - (q * x).sum(-1)).mean()
     return loss / (GLOBAL * (CROPS - 1))
 
@@ -44,19 +53,19 @@ def lightly() -> Loss:
 
     module = DINOLoss(CLASSES)
 
-    def run(centre: Tensor, *views: Tensor) -> Tensor:
+    def run(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
         module.center = centre[None, None]  # the module moves it on after the loss
-        return module(list(views[:GLOBAL]), list(views[GLOBAL:]))
+        return module(list(teacher), list(student))
 
     return run
 
 
 def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """A centre, the teacher's views and the student's, which require grad."""
+    """A centre, the teacher's views and the student's, stacked as a head returns them; the latter require grad."""
     torch.manual_seed(0)
     centre = 0.1 * torch.randn(CLASSES, device=DEVICE)
-    views = [torch.randn(BATCH, CLASSES, dtype=dtype, device=DEVICE) for _ in range(GLOBAL + CROPS)]
-    return centre, *views[:GLOBAL], *(x.requires_grad_() for x in views[GLOBAL:])
+    teacher, student = (torch.randn(n, BATCH, CLASSES, dtype=dtype, device=DEVICE) for n in (GLOBAL, CROPS))
+    return centre, teacher, student.requires_grad_()
 
 
 def work_of(teacher: float, student: float) -> dict[str, Work]:
@@ -79,6 +88,7 @@ def views_case() -> Case:
         providers={
             "hsv": Provider(lambda: hsv),
             "eager": Provider(lambda: eager),
+            "eager, shared softmax": Provider(lambda: shared),
             "torch.compile": Provider(compiled(eager)),
             "rewritten, compiled": Provider(compiled(rewritten)),
             "lightly": Provider(lightly, note="moves the centre too"),

@@ -1,4 +1,4 @@
-// Rows of logits a block of classes at a time, in base 2: scaled, as exponentials, summed along rows and columns.
+// Rows of logits a block of classes at a time, in base 2: read once, as exponentials, summed along rows and columns.
 #pragma once
 
 #include <float.h>
@@ -15,7 +15,8 @@ inline constexpr double kLog2E = 1.4426950408889634;
 inline constexpr int64_t kBlock = 512;         // classes at a time, of every view: they stay in the first cache
 inline constexpr int64_t kAhead = 2 * kBlock;  // so much earlier are they asked for
 inline constexpr int64_t kGroups = 16;  // of rows, each with column sums, so that threads do not decide their order
-inline constexpr int kChains = 4;       // sums in flight: one alone waits for each addition to end
+inline constexpr int kChains = 2;       // sums in flight: one alone waits for each addition to end
+inline constexpr int kRise = 16;        // so far above what exponentials are relative to may a logit lie
 
 template <class T>
 inline constexpr int64_t kStep = kChains * kLanes<T>;
@@ -30,61 +31,50 @@ HSV_INLINE void for_blocks(int64_t begin, int64_t end, const F& f) {
   for (int64_t k = begin; k < end; k += kBlock) f(k, end - k < kBlock ? end - k : kBlock);
 }
 
-// out = value over [0, n), then −inf up to whole steps; returns the greatest (kLowest at least), which no NaN is.
-template <class T, class F>
-HSV_INLINE T fill(T* out, int64_t n, const F& value) {
-  Vector<T> greatest[2] = {splat(kLowest<T>), splat(kLowest<T>)};
+// f(chain, k, x) for vectors x of `value` at k, in whole steps that cover [0, n); past n they are −inf.
+template <class T, class V, class F>
+HSV_INLINE void for_vectors(int64_t n, const V& value, const F& f) {
   int64_t k = 0;
   for (; k + kStep<T> <= n; k += kStep<T>) {
     HSV_UNROLL
-    for (int c = 0; c < kChains; c++) {
-      const Vector<T> x = value(VectorAt{k + c * kLanes<T>});
-      store(out + k + c * kLanes<T>, x);
-      greatest[c % 2] = max(x, greatest[c % 2]);
-    }
+    for (int c = 0; c < kChains; c++) f(c, k + c * kLanes<T>, value(VectorAt{k + c * kLanes<T>}));
   }
-  if (k < n) {
-    for (int64_t i = k; i < k + kStep<T>; i++) out[i] = i < n ? value(ElementAt{i}) : static_cast<T>(-INFINITY);
-    for (int c = 0; c < kChains; c++) greatest[0] = max(load(out + k + c * kLanes<T>), greatest[0]);
-  }
+  if (k == n) return;
+  T rest[kStep<T>];
+  for (int64_t i = 0; i < kStep<T>; i++) rest[i] = k + i < n ? value(ElementAt{k + i}) : static_cast<T>(-INFINITY);
+  HSV_UNROLL
+  for (int c = 0; c < kChains; c++) f(c, k + c * kLanes<T>, load(rest + c * kLanes<T>));
+}
+
+// The greatest of `value` · scale over [0, n), kLowest at least, which no NaN is.
+template <class T, class V>
+HSV_INLINE T greatest_of(int64_t n, T scale, const V& value) {
+  Vector<T> greatest[kChains] = {splat(kLowest<T>), splat(kLowest<T>)};
+  for_vectors<T>(n, value,
+                 [&](int c, int64_t, Vector<T> x) HSV_INLINE_LAMBDA { greatest[c] = max(x * scale, greatest[c]); });
   return max_lane(max(greatest[0], greatest[1]));
 }
 
-// Σ term(k) over whole steps that cover [0, n); term takes and gives vectors.
-template <class T, class F>
-HSV_INLINE T sum_steps(int64_t n, const F& term) {
-  Vector<T> totals[kChains] = {};
-  for (int64_t k = 0; k < n; k += kStep<T>) {
-    HSV_UNROLL
-    for (int c = 0; c < kChains; c++) totals[c] += term(k + c * kLanes<T>);
-  }
-  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
-}
-
-// x = 2^(x − greatest) in place; returns their sum.
+// The sums over a block, and how far its greatest logit lies above what its exponentials are relative to.
 template <class T>
-T exponentials(T* x, T greatest, int64_t n) {
-  return sum_steps<T>(n, [=](int64_t k) HSV_INLINE_LAMBDA {
-    const Vector<T> e = exp2(load(x + k) - greatest);
-    store(x + k, e);
-    return e;
+struct BlockSums {
+  T rise, total;
+};
+
+// out = 2^(value · scale − from), 0 past n.
+template <class T, class V>
+HSV_INLINE BlockSums<T> exponentials(int64_t n, T scale, T from, T* out, const V& value) {
+  Vector<T> rise[kChains] = {splat(kLowest<T>), splat(kLowest<T>)}, total[kChains] = {};
+  for_vectors<T>(n, value, [&](int c, int64_t k, Vector<T> x) HSV_INLINE_LAMBDA {
+    const Vector<T> distance = x * scale - from, e = exp2(distance);
+    rise[c] = max(distance, rise[c]);
+    total[c] += e;
+    store(out + k, e);
   });
-}
-template <class T>
-T sum_of_exponentials(const T* x, T greatest, int64_t n) {
-  return sum_steps<T>(n, [=](int64_t k) HSV_INLINE_LAMBDA { return exp2(load(x + k) - greatest); });
+  return {max_lane(max(rise[0], rise[1])), sum(total[0] + total[1])};
 }
 
-// Σ e · (x − greatest), where 0 · −inf is 0.
-template <class T>
-T product(const T* e, const T* x, T greatest, int64_t n) {
-  return sum_steps<T>(n, [=](int64_t k) HSV_INLINE_LAMBDA {
-    const Vector<T> weight = load(e + k);
-    return weight != 0 ? weight * (load(x + k) - greatest) : Vector<T>{};
-  });
-}
-
-// A sum of exponentials relative to the greatest value so far.
+// A sum of exponentials relative to a number near the greatest so far.
 template <class T>
 struct Running {
   T greatest = kLowest<T>;
@@ -100,6 +90,26 @@ struct Running {
   }
 };
 
+// Of a block that a running sum has taken in: its own sum, and the factor for what was summed before.
+template <class T>
+struct Taken {
+  double factor;
+  T total;
+};
+
+// out = exponentials of a block relative to running.greatest, which rises first where a logit lies far above it.
+template <class T, class V>
+HSV_INLINE Taken<T> take_in(Running<T>& running, bool first, int64_t n, T scale, T* out, const V& value) {
+  double factor = first ? running.raise(greatest_of(n, scale, value)) : 1;
+  BlockSums<T> sums = exponentials(n, scale, running.greatest, out, value);
+  if (sums.rise > kRise) {
+    factor *= running.raise(greatest_of(n, scale, value));
+    sums = exponentials(n, scale, running.greatest, out, value);
+  }
+  running.total += sums.total;
+  return {factor, sums.total};
+}
+
 template <class E>
 const E* row_of(const LogitViews& views, int64_t view, int64_t i) {
   return static_cast<const E*>(views.view[view].data) + i * views.view[view].stride;
@@ -113,32 +123,32 @@ HSV_INLINE void prefetch(const E* row, int64_t n) {
   for (int64_t k = 0; k < n; k += line) __builtin_prefetch(row + kAhead + k, 0, 2);
 }
 
-// out = (row − centre) · scale over a block, centre null for none; returns the greatest.
-template <class T, class E>
-T scaled_block(const E* row, const T* centre, T scale, int64_t n, T* out) {
-  prefetch(row, n);
-  if (centre == nullptr) return fill(out, n, [=](auto at) HSV_INLINE_LAMBDA { return at(row) * scale; });
-  return fill(out, n, [=](auto at) HSV_INLINE_LAMBDA { return (at(row) - at(centre)) * scale; });
+// f(value) with what reads row − centre, centre null for none.
+template <class T, class E, class F>
+HSV_INLINE auto centred(const E* row, const T* centre, const F& f) {
+  if (centre == nullptr) return f([=](auto at) HSV_INLINE_LAMBDA { return at(row); });
+  return f([=](auto at) HSV_INLINE_LAMBDA { return at(row) - at(centre); });
 }
 
-// The logits of a problem, of elements E and computed in T.
-template <class T, class E>
-struct Logits {
-  const DistillationProblem& p;
-  const T *const centre, student_scale, teacher_scale;
+// The teachers of each student: those of s are teacher[begin[s]] to teacher[begin[s + 1]], in the order of the pairs.
+struct Pairing {
+  const Array<int64_t> begin, teacher;
 
-  explicit Logits(const DistillationProblem& problem)
-      : p(problem),
-        centre(static_cast<const T*>(p.centre)),
-        student_scale(static_cast<T>(p.student_scale * kLog2E)),
-        teacher_scale(static_cast<T>(p.teacher_scale * kLog2E)) {}
-
-  // out = x of classes [k, k + n) of row i of student s, or of teacher t; returns the greatest.
-  T student(int64_t s, int64_t i, int64_t k, int64_t n, T* out) const {
-    return scaled_block<T>(row_of<E>(p.student, s, i) + k, nullptr, student_scale, n, out);
+  explicit Pairing(const DistillationProblem& p) : begin(p.student.count + 1), teacher(p.pairs) {
+    int64_t n = 0;
+    for (int64_t s = 0; s < p.student.count; s++) {
+      begin.data[s] = n;
+      for (int64_t j = 0; j < p.pairs; j++)
+        if (p.pair[j].student == s) teacher.data[n++] = p.pair[j].teacher;
+    }
+    begin.data[p.student.count] = n;
   }
-  T teacher(int64_t t, int64_t i, int64_t k, int64_t n, T* out) const {
-    return scaled_block(row_of<E>(p.teacher, t, i) + k, centre ? centre + k : nullptr, teacher_scale, n, out);
+
+  int64_t count(int64_t s) const { return begin.data[s + 1] - begin.data[s]; }
+  const int64_t* of(int64_t s) const { return teacher.data + begin.data[s]; }
+
+  bool alike(int64_t a, int64_t b) const {
+    return count(a) == count(b) && memcmp(of(a), of(b), static_cast<size_t>(count(a)) * sizeof(int64_t)) == 0;
   }
 };
 
@@ -156,11 +166,12 @@ void sum_columns(int64_t rows, int64_t K, int threads, const F& f, const G& fini
     });
     barrier(team);
     own_part(K, thread, team, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; k++) {
-        T total = 0;
-        for (int64_t g = 0; g < groups; g++) total += sums.data[g * K + k];
-        finish(k, total);
-      }
+      for_blocks(begin, end, [&](int64_t k, int64_t n) {
+        T total[kBlock] = {};
+        for (int64_t g = 0; g < groups; g++)
+          for (int64_t j = 0; j < n; j++) total[j] += sums.data[g * K + k + j];
+        for (int64_t j = 0; j < n; j++) finish(k + j, total[j]);
+      });
     });
   });
 }

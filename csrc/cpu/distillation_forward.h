@@ -5,17 +5,59 @@
 
 namespace hsv::HSV_ISA::distillation {
 
+inline constexpr int64_t kTeachers = 2;  // whose exponentials a student's logits meet as they are read
+
+// A block of a student: Σ 2^d with d = x − from, and for each of `Teachers` Σ e · d.
+template <class T>
+struct StudentSums : BlockSums<T> {
+  T product[kTeachers];
+};
+
+// Guarded: 0 · −inf is 0.
+template <int Teachers, bool Guarded, class T, class E>
+StudentSums<T> student_sums(const E* row, int64_t n, T scale, T from, const T* const* teacher) {
+  Vector<T> rise[kChains] = {splat(kLowest<T>), splat(kLowest<T>)}, total[kChains] = {};
+  Vector<T> product[kTeachers][kChains] = {};
+  const auto value = [=](auto at) HSV_INLINE_LAMBDA { return at(row); };
+  for_vectors<T>(n, value, [&](int c, int64_t k, Vector<T> x) HSV_INLINE_LAMBDA {
+    const Vector<T> distance = x * scale - from;
+    rise[c] = max(distance, rise[c]);
+    total[c] += exp2(distance);
+    HSV_UNROLL
+    for (int t = 0; t < Teachers; t++) {
+      const Vector<T> e = load(teacher[t] + k);
+      product[t][c] += Guarded ? (e != 0 ? e * distance : Vector<T>{}) : e * distance;
+    }
+  });
+  return {{max_lane(max(rise[0], rise[1])), sum(total[0] + total[1])},
+          {sum(product[0][0] + product[0][1]), sum(product[1][0] + product[1][1])}};
+}
+
+// The guard is for the rare block that needs it: NaN tells.
+template <int Teachers, class T, class E>
+StudentSums<T> student_sums(const E* row, int64_t n, T scale, T from, const T* const* teacher) {
+  const StudentSums<T> sums = student_sums<Teachers, false>(row, n, scale, from, teacher);
+  const T products = sums.product[0] + sums.product[1];
+  return products == products ? sums : student_sums<Teachers, true>(row, n, scale, from, teacher);
+}
+
+template <class T, class E>
+StudentSums<T> student_sums(const E* row, int64_t n, T scale, T from, const T* const* teacher, int64_t teachers) {
+  if (teachers == 0) return student_sums<0>(row, n, scale, from, teacher);
+  if (teachers == 1) return student_sums<1>(row, n, scale, from, teacher);
+  return student_sums<2>(row, n, scale, from, teacher);
+}
+
 // What a thread keeps of one sample.
 template <class T>
 struct ForwardMemory {
-  T *x, *teacher;                        // a block of a student's logits, and of each teacher's exponentials
-  T* block_total;                        // Σ of each teacher's exponentials of the block
+  T* teacher;                            // a block of each teacher's exponentials
+  T* block_total;                        // their sums
   Running<T>*student_sum, *teacher_sum;  // of each view
   double* product;                       // of each pair, Σ_k e_k x_k
 
   ForwardMemory(const DistillationProblem& p, Arena& arena)
-      : x(arena.take<T>(kBlock)),
-        teacher(arena.take<T>(p.teacher.count * kBlock)),
+      : teacher(arena.take<T>(p.teacher.count * kBlock)),
         block_total(arena.take<T>(p.teacher.count)),
         student_sum(arena.take<Running<T>>(p.student.count)),
         teacher_sum(arena.take<Running<T>>(p.teacher.count)),
@@ -25,10 +67,17 @@ struct ForwardMemory {
 template <class T, class E>
 struct Forward {
   const DistillationProblem& p;
-  const Logits<T, E> logits;
+  const Pairing& pairing;
+  const T *const centre, student_scale, teacher_scale;
   const ForwardMemory<T> own;
 
-  Forward(const DistillationProblem& p, Arena arena) : p(p), logits(p), own(p, arena) {}
+  Forward(const DistillationProblem& p, const Pairing& pairing, Arena arena)
+      : p(p),
+        pairing(pairing),
+        centre(static_cast<const T*>(p.centre)),
+        student_scale(static_cast<T>(p.student_scale * kLog2E)),
+        teacher_scale(static_cast<T>(p.teacher_scale * kLog2E)),
+        own(p, arena) {}
 
   // Loss of row i; adds the teachers' logits to `columns` [K].
   T row(int64_t i, T* columns) {
@@ -36,38 +85,62 @@ struct Forward {
     for (int64_t t = 0; t < p.teacher.count; t++) own.teacher_sum[t] = {};
     for (int64_t j = 0; j < p.pairs; j++) own.product[j] = 0;
     for_blocks(0, p.student.classes, [&](int64_t k, int64_t n) {
-      for (int64_t t = 0; t < p.teacher.count; t++) teacher_block(t, i, k, n, columns);
+      for (int64_t t = 0; t < p.teacher.count; t++) teacher_block(t, i, k, n, columns + k);
       for (int64_t s = 0; s < p.student.count; s++) student_block(s, i, k, n);
     });
     double loss = 0;
-    for (int64_t j = 0; j < p.pairs; j++) {
-      const Running<T>& student = own.student_sum[p.pair[j].student];
-      loss += student.greatest + ::log2(student.total) - own.product[j] / own.teacher_sum[p.pair[j].teacher].total;
+    for (int64_t s = 0; s < p.student.count; s++) {
+      const double logsum = own.student_sum[s].greatest + ::log2(own.student_sum[s].total);
+      for (int64_t j = pairing.begin.data[s]; j < pairing.begin.data[s + 1]; j++)
+        loss += logsum - own.product[j] / own.teacher_sum[pairing.teacher.data[j]].total;
     }
     return static_cast<T>(loss * kLn2 / static_cast<double>(p.pairs));
   }
 
  private:
   void teacher_block(int64_t t, int64_t i, int64_t k, int64_t n, T* columns) {
+    const E* const row = row_of<E>(p.teacher, t, i) + k;
     T* const e = own.teacher + t * kBlock;
-    const double factor = own.teacher_sum[t].raise(logits.teacher(t, i, k, n, e));
-    add_block(row_of<E>(p.teacher, t, i) + k, n, columns + k);
-    for (int64_t j = 0; j < p.pairs && factor != 1; j++)
-      if (p.pair[j].teacher == t) own.product[j] = factor == 0 ? 0 : own.product[j] * factor;
-    own.block_total[t] = exponentials(e, own.teacher_sum[t].greatest, n);
-    own.teacher_sum[t].total += own.block_total[t];
+    Running<T>& running = own.teacher_sum[t];
+    prefetch(row, n);
+    add_block(row, n, columns);
+    const Taken<T> taken = centred(row, centre ? centre + k : nullptr, [=, &running](auto value) HSV_INLINE_LAMBDA {
+      return take_in(running, k == 0, n, teacher_scale, e, value);
+    });
+    own.block_total[t] = taken.total;
+    for (int64_t j = 0; j < p.pairs && taken.factor != 1; j++)
+      if (pairing.teacher.data[j] == t) own.product[j] = taken.factor == 0 ? 0 : own.product[j] * taken.factor;
   }
 
   void student_block(int64_t s, int64_t i, int64_t k, int64_t n) {
-    Running<T>& sum = own.student_sum[s];
-    sum.raise(logits.student(s, i, k, n, own.x));
-    sum.total += sum_of_exponentials(own.x, sum.greatest, n);
-    for (int64_t j = 0; j < p.pairs; j++) {
-      if (p.pair[j].student != s) continue;
-      const int64_t t = p.pair[j].teacher;
-      own.product[j] += product(own.teacher + t * kBlock, own.x, sum.greatest, n) +
-                        static_cast<double>(sum.greatest) * own.block_total[t];
+    const E* const row = row_of<E>(p.student, s, i) + k;
+    const T scale = student_scale;
+    Running<T>& running = own.student_sum[s];
+    prefetch(row, n);
+    const auto greatest = [=] { return greatest_of(n, scale, [=](auto at) HSV_INLINE_LAMBDA { return at(row); }); };
+    if (k == 0) running.raise(greatest());
+    StudentSums<T> sums = with_teachers(s, row, n, 0);
+    if (sums.rise > kRise) {
+      running.raise(greatest());
+      sums = with_teachers(s, row, n, 0);
     }
+    running.total += sums.total;
+    add_products(s, 0, sums);
+    for (int64_t j = kTeachers; j < pairing.count(s); j += kTeachers) add_products(s, j, with_teachers(s, row, n, j));
+  }
+
+  // Sums of a block of student s with its teachers from number j on, as many as are taken at a time.
+  StudentSums<T> with_teachers(int64_t s, const E* row, int64_t n, int64_t j) const {
+    const T* teacher[kTeachers] = {};
+    const int64_t left = pairing.count(s) - j;
+    for (int64_t l = 0; l < kTeachers && l < left; l++) teacher[l] = own.teacher + pairing.of(s)[j + l] * kBlock;
+    return student_sums(row, n, student_scale, own.student_sum[s].greatest, teacher, left);
+  }
+
+  void add_products(int64_t s, int64_t j, const StudentSums<T>& sums) {
+    for (int64_t l = 0; l < kTeachers && j + l < pairing.count(s); l++)
+      own.product[pairing.begin.data[s] + j + l] +=
+          sums.product[l] + static_cast<double>(own.student_sum[s].greatest) * own.block_total[pairing.of(s)[j + l]];
   }
 
   static void add_block(const E* row, int64_t n, T* columns) {
@@ -91,13 +164,14 @@ void forward(const DistillationProblem& p, void* losses, void* mean, const Disti
   using T = Computed<E>;
   const int64_t N = p.student.rows, K = p.student.classes, S = p.student.count, teachers = p.teacher.count;
   const int threads = useful_threads(N * K * (S + teachers), kValuesPerThread, p.threads);
+  const Pairing pairing(p);
   Arena counted(nullptr);
   ForwardMemory<T>(p, counted);
   const Array<char> memory(threads * counted.used());
   sum_columns<T>(
       N, K, threads,
       [&](int thread, T* columns, int64_t begin, int64_t end) {
-        Forward<T, E> forward(p, Arena(memory.data + thread * counted.used()));
+        Forward<T, E> forward(p, pairing, Arena(memory.data + thread * counted.used()));
         for (int64_t i = begin; i < end; i++) {
           static_cast<T*>(losses)[i] = forward.row(i, columns);
           store_sums(forward.own.student_sum, S, N, i, sums.student);

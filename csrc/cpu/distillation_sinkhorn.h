@@ -9,18 +9,20 @@ namespace hsv::HSV_ISA::distillation {
 template <class T, class E>
 void first_columns(const LogitViews& v, T scale, T* out, int threads) {
   parallel_for(v.classes, threads, [&](int64_t begin, int64_t end) {
-    T x[kBlock], greatest[kBlock], total[kBlock];
+    T greatest[kBlock], total[kBlock];
     for_blocks(begin, end, [&](int64_t k, int64_t n) {
       for (int64_t j = 0; j < kBlock; j++) greatest[j] = kLowest<T>, total[j] = 0;
       for (int64_t view = 0; view < v.count; view++) {
         for (int64_t i = 0; i < v.rows; i++) {
-          scaled_block<T>(row_of<E>(v, view, i) + k, nullptr, scale, n, x);
-          for (int64_t j = 0; j < n; j += kLanes<T>) {
-            const Vector<T> value = load(x + j), before = load(greatest + j), sum = load(total + j);
+          const E* const row = row_of<E>(v, view, i) + k;
+          prefetch(row, n);
+          const auto logits = [=](auto at) HSV_INLINE_LAMBDA { return at(row); };
+          for_vectors<T>(n, logits, [&](int, int64_t j, Vector<T> x) HSV_INLINE_LAMBDA {
+            const Vector<T> value = x * scale, before = load(greatest + j), sum = load(total + j);
             const Vector<T> step = value - before, e = exp2(step > 0 ? -step : step);
             store(total + j, step > 0 ? sum * e + 1 : sum + e);
             store(greatest + j, max(value, before));
-          }
+          });
         }
       }
       for (int64_t j = 0; j < n; j++)
@@ -34,8 +36,8 @@ template <class T, class E>
 void add_softmax(const E* row, const T* shift, T scale, int64_t K, T* e, T* greatest, T* columns) {
   Running<T> sum;
   for_blocks(0, K, [&](int64_t k, int64_t n) {
-    sum.raise(fill(e + k, n, [=](auto at) HSV_INLINE_LAMBDA { return at(row + k) * scale - at(shift + k); }));
-    sum.total += exponentials(e + k, sum.greatest, n);
+    const auto value = [=](auto at) HSV_INLINE_LAMBDA { return at(row + k) * scale - at(shift + k); };
+    take_in(sum, k == 0, n, static_cast<T>(1), e + k, value);
     greatest[k / kBlock] = sum.greatest;
   });
   for_blocks(0, K, [&](int64_t k, int64_t n) {

@@ -23,8 +23,9 @@ void prefer_huge_pages([[maybe_unused]] void* data, int64_t bytes) {
   static const bool on = wanted();
   if (!on || bytes < kLeastBytes) return;
 #if defined(__linux__)
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  // Pages of which others have a part are included: tensors that follow each other then share huge pages.
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes) + kPage - 1) / kPage * kPage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #endif
 }

@@ -6,6 +6,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #define HSV_STRING_(x) #x
 #define HSV_STRING(x) HSV_STRING_(x)
@@ -67,55 +70,73 @@ HSV_INLINE void store(T* p, Vector<T> v) {
   memcpy(p, &v, sizeof v);
 }
 
+// Stores past the caches, to an address that is a multiple of kVectorBytes: for what nobody reads while a cache would
+// keep it. Another thread sees it after a fence.
+template <class T>
+HSV_INLINE void stream(T* p, Vector<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+HSV_INLINE void fence_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // The greater of a and b in each lane; b where either is NaN.
 template <class V>
 HSV_INLINE V max(V a, V b) {
   return a > b ? a : b;
 }
 
+template <class T, int N>
+struct FewerLanes {
+  typedef T Values __attribute__((vector_size(N * sizeof(T))));
+};
+
 // Folds the upper half of the lanes on the lower, down to one: the order is fixed.
-template <class T, class F>
-HSV_INLINE T fold(Vector<T> v, const F& f) {
-  T x[kLanes<T>];
-  memcpy(x, &v, sizeof v);
-  HSV_UNROLL
-  for (int n = kLanes<T> / 2; n > 0; n /= 2) {
-    HSV_UNROLL
-    for (int i = 0; i < n; i++) x[i] = f(x[i], x[i + n]);
+template <class T, int N = kLanes<T>, class V, class F>
+HSV_INLINE T fold(V v, const F& f) {
+  if constexpr (N == 2) {
+    return f(v[0], v[1]);
+  } else {
+    typename FewerLanes<T, N / 2>::Values low, high;
+    memcpy(&low, &v, sizeof low);
+    memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return fold<T, N / 2>(f(low, high), f);
   }
-  return x[0];
 }
 HSV_INLINE float sum(Vector<float> v) {
-  return fold<float>(v, [](float a, float b) { return a + b; });
+  return fold<float>(v, [](auto a, auto b) HSV_INLINE_LAMBDA { return a + b; });
 }
 HSV_INLINE double sum(Vector<double> v) {
-  return fold<double>(v, [](double a, double b) { return a + b; });
+  return fold<double>(v, [](auto a, auto b) HSV_INLINE_LAMBDA { return a + b; });
 }
 HSV_INLINE float max_lane(Vector<float> v) {
-  return fold<float>(v, [](float a, float b) { return a > b ? a : b; });
+  return fold<float>(v, [](auto a, auto b) HSV_INLINE_LAMBDA { return a > b ? a : b; });
 }
 HSV_INLINE double max_lane(Vector<double> v) {
-  return fold<double>(v, [](double a, double b) { return a > b ? a : b; });
+  return fold<double>(v, [](auto a, auto b) HSV_INLINE_LAMBDA { return a > b ? a : b; });
 }
 
-// 2^x for −126 ≤ x ≤ 127: x = n + f with n the nearest integer, the polynomial of least greatest error for 2^f, times
-// 2^n. Relative error below 1e-7; NaN, of any payload, for NaN.
-HSV_INLINE Vector<float> exp2_in_range(Vector<float> x) {
-  const float kRound = 12582912.0f + 127.0f;  // 1.5 · 2^23 + bias: adding it leaves n + bias in the low mantissa bits
-  const Vector<float> shifted = x + kRound;
-  const Vector<float> f = x - (shifted - kRound);
+// 2^f for |f| ≤ ½: for float the polynomial of least greatest error, for double Taylor's.
+HSV_INLINE Vector<float> exp2_of_fraction(Vector<float> f) {
   Vector<float> p = splat(1.5345812e-4f);
   p = p * f + 1.3399931e-3f;
   p = p * f + 9.6184891e-3f;
   p = p * f + 5.5503286e-2f;
   p = p * f + 2.4022646e-1f;
   p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  return p * (Vector<float>)((IVec)shifted << 23);
+  return p * f + 1.0f;
 }
-
-// 2^x for −1022 ≤ x ≤ 1023, to double precision; NaN for NaN.
-HSV_INLINE Vector<double> exp2_in_range(Vector<double> x) {
+HSV_INLINE Vector<double> exp2_of_fraction(Vector<double> f) {
   constexpr double kTaylor[] = {1.36915488853904124e-12, 2.56784359934882042e-11,
                                 4.44553827187081007e-10, 7.05491162080112288e-09,
                                 1.01780860092396960e-07, 1.32154867901443053e-06,
@@ -123,14 +144,37 @@ HSV_INLINE Vector<double> exp2_in_range(Vector<double> x) {
                                 1.33335581464284411e-03, 9.61812910762847687e-03,
                                 5.55041086648215762e-02, 2.40226506959100694e-01,
                                 6.93147180559945286e-01, 1.0};
-  const double kRound = 6755399441055744.0 + 1023.0;
-  const Vector<double> shifted = x + kRound;
-  const Vector<double> f = x - (shifted - kRound);
   Vector<double> p = {};
   HSV_UNROLL
   for (double coefficient : kTaylor) p = p * f + coefficient;
-  return p * (Vector<double>)((VectorTypes<double>::Bits)shifted << 52);
+  return p;
 }
+
+// 2^x for −126 ≤ x ≤ 127 (−1022 to 1023): x = n + f with n the nearest integer, 2^f times 2^n. Relative error below
+// 1e-7 for float; NaN, of any payload, for NaN.
+#if defined(__AVX512F__)
+// The zero-masked forms, all lanes on: g++ 12 warns of an uninitialised value inside the plain ones.
+HSV_INLINE Vector<float> exp2_in_range(Vector<float> x) {
+  const __m512 n = _mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+  return (Vector<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)exp2_of_fraction(x - (Vector<float>)n), n);
+}
+HSV_INLINE Vector<double> exp2_in_range(Vector<double> x) {
+  const __m512d n = _mm512_maskz_roundscale_pd(0xff, (__m512d)x, _MM_FROUND_TO_NEAREST_INT);
+  return (Vector<double>)_mm512_maskz_scalef_pd(0xff, (__m512d)exp2_of_fraction(x - (Vector<double>)n), n);
+}
+#else
+// Adding kRound, 1.5 · 2^23 (2^52) + bias, leaves n + bias in the low mantissa bits.
+HSV_INLINE Vector<float> exp2_in_range(Vector<float> x) {
+  const float kRound = 12582912.0f + 127.0f;
+  const Vector<float> shifted = x + kRound;
+  return exp2_of_fraction(x - (shifted - kRound)) * (Vector<float>)((IVec)shifted << 23);
+}
+HSV_INLINE Vector<double> exp2_in_range(Vector<double> x) {
+  const double kRound = 6755399441055744.0 + 1023.0;
+  const Vector<double> shifted = x + kRound;
+  return exp2_of_fraction(x - (shifted - kRound)) * (Vector<double>)((VectorTypes<double>::Bits)shifted << 52);
+}
+#endif
 
 // 2^x for x ≤ 127 (1023), exactly 0 below −126 (−1022), −inf included.
 HSV_INLINE Vector<float> exp2(Vector<float> x) {
