@@ -1,5 +1,6 @@
 # make demo         install into .venv and train the hybrid on the embedded digits
 # make test         install into .venv and run every test [JOBS=2 groups at a time]
+# make aot          every Triton kernel for every architecture; `make test` compiles each for one of them
 # make aot-table    measure registers, shared memory and instructions of each Triton kernel (docs/kernels/resources.md)
 # make aot-oldest   the Triton kernels with the oldest triton and torch that are supported, in an environment of its own
 # make sanitize     run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -18,7 +19,7 @@ OLDEST := .venv-oldest
 ORIGINALS := lightly==1.6.* pytorch-metric-learning==2.9.*
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test test-kernels test-above-kernels test-ahead-of-time test-interpreted aot-table aot-oldest sanitize lint bench bench-check methods gpu clean prerequisites
+.PHONY: help demo test test-kernels test-above-kernels test-ahead-of-time test-interpreted aot aot-table aot-oldest sanitize lint bench bench-check methods gpu clean prerequisites
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -41,13 +42,16 @@ test-above-kernels:
 	$(BIN)/python -m pytest -q tests --ignore=tests/kernels --ignore=tests/aot
 
 test-ahead-of-time:
-	$(BIN)/python -m pytest -q tests/aot
+	$(BIN)/python -m pytest -q -m "not slow" tests/aot
 
 test-interpreted:
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 
 test-kernels-on-%:
 	HSV_CPU_ISA=$* $(BIN)/python -m pytest -q -m "not slow" tests/kernels
+
+aot: $(VENV)/installed
+	$(BIN)/python -m pytest -q tests/aot
 
 aot-table: $(VENV)/installed
 	$(BIN)/python -m tests.aot.table

@@ -12,7 +12,7 @@ from hsv_kernels.backends import OPERATIONS
 from hsv_kernels.ops.triton_utils import Architecture, Configuration
 from tests.aot.compile import Resources, compile_for
 
-__all__ = ["Name", "compiling", "shipped"]
+__all__ = ["Name", "compiling", "sample", "shipped"]
 
 #: (operation, kernel, dtypes and sizes, architecture)
 Name = tuple[str, str, str, str]
@@ -31,6 +31,15 @@ def shipped() -> Shipped:
             for architecture in configuration.architectures:
                 found[name_of(operation, configuration, architecture)] = architecture, configuration
     return found
+
+
+@functools.cache
+def sample() -> frozenset[Name]:
+    """Every configuration once, for one of its architectures, which take turns."""
+    by_configuration: dict[tuple[str, ...], list[Name]] = {}
+    for name in shipped():
+        by_configuration.setdefault(name[:3], []).append(name)
+    return frozenset(names[turn % len(names)] for turn, names in enumerate(by_configuration.values()))
 
 
 def name_of(operation: str, configuration: Configuration, architecture: Architecture) -> Name:

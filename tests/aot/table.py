@@ -18,6 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs/kernels/resources.md"
 #: registers come in eights, shared memory in pieces of 128 bytes, and 2 % of the instructions is an unrelated shuffle.
 COLUMNS = {
     "registers": lambda before: -(-before // 8) * 8,
+    "stack": lambda before: before,
     "shared": lambda before: -(-before // 128) * 128,
     "tensor_memory": lambda before: before,
     "instructions_per_exponential": lambda before: 1.02 * before,
@@ -26,19 +27,20 @@ COLUMNS = {
 INTRODUCTION = """\
 # What each Triton kernel uses
 
-Compiled by Triton {version} without a GPU, for every configuration that ships: registers of a thread, bytes of shared
-memory of a block, columns of tensor memory, and instructions per exponential of the hot loop, the one around the
-matrix instructions; an inner loop over chunks of D counts once. No kernel has a stack. `make test` compiles all of it
-again and fails where a kernel has grown; `make aot-table` writes this page. These are properties of the code and not
+Compiled by Triton {version} without a GPU, for every configuration that ships: registers of a thread, bytes of its
+stack (spilled registers, which another version of Triton may keep or spill), bytes of shared memory of a block, columns
+of tensor memory, and instructions per exponential of the hot loop, the one around the matrix instructions; an inner loop
+over chunks of D counts once. `make aot` compiles all of it again and fails where a kernel has grown; `make test`
+compiles each for one of its architectures; `make aot-table` writes this page. These are properties of the code and not
 times.
 """
 HEADER = """
 ## {} {}
 
-| specialisation | architecture | registers | shared memory | tensor memory | instructions / exponential |
-|---|---|---:|---:|---:|---:|
+| specialisation | architecture | registers | stack | shared memory | tensor memory | instructions / exponential |
+|---|---|---:|---:|---:|---:|---:|
 """
-ROW = re.compile(r"^\| `([^`]+)` \| (\w+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([^`]+)` \| (\w+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]*) \|$", re.MULTILINE)
 
 Table = dict[Name, dict[str, float | None]]
 
@@ -62,7 +64,8 @@ def write(measured: Mapping[Name, Resources]) -> None:
         for name in sorted(names, key=lambda name: name[2]):
             used = measured[name]
             ratio = used.instructions_per_exponential
-            cells = [used.registers, used.shared, used.tensor_memory, "" if ratio is None else f"{ratio:.2f}"]
+            counts = used.registers, used.stack, used.shared, used.tensor_memory
+            cells = [*counts, "" if ratio is None else f"{ratio:.2f}"]
             page += "".join(f"| {cell} " for cell in (f"`{name[2]}`", name[3], *cells)) + "|\n"
     PAGE.write_text(page)
 

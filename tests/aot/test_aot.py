@@ -18,11 +18,17 @@ from hsv_kernels.ops.triton_utils import Architecture
 from tests.aot import table
 from tests.aot.compile import LIMITS, Resources
 from tests.aot.sass import instructions_per_exponential
-from tests.aot.shipped import Name, compiling, shipped
+from tests.aot.shipped import Name, compiling, sample, shipped
 
 VERSION, TABLE = table.read()
 
-each = pytest.mark.parametrize("name", [pytest.param(name, id=" ".join(name)) for name in shipped()])
+#: Bytes of stack that one version of Triton needs where the next has none.
+SPILLED = 64
+
+each = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, id=" ".join(name), marks=() if name in sample() else pytest.mark.slow) for name in shipped()],
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +43,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Name, Future[Resou
 def test_compiles_and_fits(name: Name, compiled: dict[Name, Future[Resources]]) -> None:
     architecture, configuration = shipped()[name]
     used = compiled[name].result()
-    assert used.stack == 0, f"{used.stack} bytes of stack: registers are spilled"
+    assert used.stack <= SPILLED, f"{used.stack} bytes of stack: registers are spilled"
     assert used.shared <= LIMITS[architecture].shared
     assert used.tensor_memory <= LIMITS[architecture].tensor_memory
     assert not used.traps, "the compiler gave up: the kernel traps"
@@ -57,6 +63,11 @@ def test_the_table_lists_nothing_else() -> None:
     assert not TABLE.keys() - shipped().keys(), "no longer shipped; `make aot-table` writes the table anew"
 
 
+def test_the_sample_has_every_configuration_and_every_architecture() -> None:
+    assert {name[:3] for name in sample()} == {name[:3] for name in shipped()}
+    assert {name[3] for name in sample()} == {name[3] for name in shipped()}
+
+
 def test_every_operation_ships_every_architecture() -> None:
     for operation in OPERATIONS:
         built = {architecture for name, (architecture, _) in shipped().items() if name[0] == operation}
@@ -64,11 +75,12 @@ def test_every_operation_ships_every_architecture() -> None:
 
 
 def test_growth_is_told_beyond_what_hardware_rounds_to() -> None:
-    used = Resources(121, 0, 1000, 64, True, False, 5.0)
-    before = {"registers": 121, "shared": 1000, "tensor_memory": 64, "instructions_per_exponential": 5.0}
+    used = Resources(121, 8, 1000, 64, True, False, 5.0)
+    before = {"registers": 121, "stack": 8, "shared": 1000, "tensor_memory": 64, "instructions_per_exponential": 5.0}
     assert table.growth(before, used) == []
     assert table.growth(before, used._replace(registers=128, shared=1024, instructions_per_exponential=5.1)) == []
     assert table.growth(before, used._replace(registers=129)) == ["registers: 121 → 129"]
+    assert table.growth(before, used._replace(stack=16)) == ["stack: 8 → 16"]
     assert table.growth(before, used._replace(shared=1025)) == ["shared: 1000 → 1025"]
     assert table.growth(before, used._replace(tensor_memory=65)) == ["tensor memory: 64 → 65"]
     assert table.growth(before, used._replace(instructions_per_exponential=5.2))

@@ -246,6 +246,45 @@ def test_infinite_logits(backend: str) -> None:
 
 
 @every_backend
+def test_a_row_that_begins_with_infinite_logits(backend: str) -> None:
+    case = Case(2, 3, 2, 1100)
+    given = problem(case, backend)
+    masked = given._replace(student=given.student.clone(), teacher=given.teacher.clone())
+    masked.student[..., :600] = masked.teacher[..., :600] = -torch.inf
+    found = evaluate(case, backend, masked)
+    expected = evaluate(case, backend, Problem(*(x if x is None else x[..., 600:] for x in given)))
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1][..., 600:], expected[1], rtol=1e-5, atol=1e-6)
+    assert (found[1][..., :600] == 0).all()
+
+
+@every_type
+@pytest.mark.parametrize("slope", [-40.0, 2.0, 40.0])
+def test_logits_that_rise_or_fall_along_the_row(slope: float, backend: str, dtype: torch.dtype) -> None:
+    """What sums are relative to rises from block to block, by little or by more than exponentials reach."""
+    case = Case(3, 4, 2, 2100)
+    given = problem(case, backend, dtype)
+    ramp = torch.linspace(0, slope, case.K, dtype=dtype, device=given.student.device)
+    given = given._replace(student=given.student + ramp, teacher=given.teacher + ramp)
+    truth, plain = by_autograd(case, given.to(torch.float64)), by_autograd(case, given.to(given.centre.dtype))
+    for x, y, z in zip(evaluate(case, backend, given), plain, truth, strict=True):
+        assert_accurate(x, y, z, x.dtype, case.K)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpu"])
+@pytest.mark.parametrize("K", [65536, 65543])
+def test_gradients_larger_than_the_caches(backend: str, K: int) -> None:
+    """They are stored another way where rows begin at whole vectors."""
+    case = Case(1, 1, 140, K)
+    given = problem(case, backend)
+    student = given.student.requires_grad_()
+    with poisoned_allocations():
+        (found,) = torch.autograd.grad(loss_of(case, backend, given, student), student)
+    p, q = (given.student / 0.1).softmax(-1), ((given.teacher - given.centre) / 0.04).softmax(-1)
+    torch.testing.assert_close(found, (p - q) / (0.1 * case.N), rtol=1e-4, atol=1e-8)
+
+
+@every_backend
 @pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1e6])
 def test_extreme_temperatures(backend: str, temperature: float) -> None:
     given = problem(DINO, backend, spread=5.0)
