@@ -28,11 +28,11 @@ INTRODUCTION = """\
 # What each Triton kernel uses
 
 Compiled by Triton {version} without a GPU, for every configuration that ships: registers of a thread, bytes of its
-stack (spilled registers, which another version of Triton may keep or spill), bytes of shared memory of a block, columns
-of tensor memory, and instructions per exponential of the hot loop, the one around the matrix instructions; an inner loop
-over chunks of D counts once. `make aot` compiles all of it again and fails where a kernel has grown; `make test`
-compiles each for one of its architectures; `make aot-table` writes this page. These are properties of the code and not
-times.
+stack (spilled registers, which another version of Triton may keep or spill), bytes of shared memory of a block,
+columns of tensor memory, and instructions per exponential of the hot loop, the one around the matrix instructions; an
+inner loop over chunks of D counts once. `make aot` compiles all of it again and fails where a kernel has grown;
+`make test` compiles each for one of its architectures; `make aot-table` writes this page. These are properties of the
+code and not times.
 """
 HEADER = """
 ## {} {}
