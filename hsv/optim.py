@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hsv.config import Config
+from hsv.objectives import Objective
 from hsv.schedules import Progress
 
 __all__ = ["adamw", "clipped_parameters", "learning_rate_factor", "set_learning_rate", "set_weight_decay"]
@@ -17,27 +18,31 @@ UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "temperature")
 
 
 def adamw(model: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW in three groups: matrices with decay; norms, biases, tokens and positions without; loss weights.
+    """AdamW in groups: matrices with decay; norms, biases, tokens and positions without; loss weights.
 
-    Each group's `base_lr` is the rate at the top of the schedule; `clipped` says whether clipping sees it.
+    Each group's `base_lr` is the rate at the top of the schedule; `clipped` says whether clipping sees it. Modules that an
+    objective has learn at a rate of their own are two groups more each, so that a resumed run may change the rate.
     """
     settings = config.optimiser
     rate = settings.base_lr * config.run.batch_size / 256
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "weighting": []}
+    rated = [module for part in model.modules() if isinstance(part, Objective) for module in part.rates()]
+    heads = {id(p): i for i, (module, _) in enumerate(rated, 1) for p in module.parameters()}
+    multiples = [1.0, *(multiple for _, multiple in rated)]
+    groups: dict[tuple[int, str], list[nn.Parameter]] = {(0, "matrices"): [], (0, "vectors"): [], (0, "weighting"): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[_group_of(name, parameter)].append(parameter)
+            groups.setdefault((heads.get(id(parameter), 0), _group_of(name, parameter)), []).append(parameter)
     decay = {"matrices": settings.weight_decay, "vectors": 0.0, "weighting": 0.0}
     return torch.optim.AdamW(
         [
             {
                 "params": members,
-                "base_lr": config.weighting.lr if name == "weighting" else rate,
+                "base_lr": config.weighting.lr if name == "weighting" else rate * multiples[head],
                 "weight_decay": decay[name],
                 "decayed": name == "matrices",
                 "clipped": name != "weighting",
             }
-            for name, members in groups.items()
+            for (head, name), members in groups.items()
         ],
         lr=rate,
         betas=(settings.beta1, settings.beta2),

@@ -25,7 +25,8 @@ class CMAE(PixelObjective):
         loss = mean_removed ‖pred − patch‖² + 2τ · mean_i −log( exp(q_i · k_i / τ) / Σ_j exp(q_i · k_j / τ) )
 
     The target's view has the same crop. Only it is moved, by up to 15 pixels either way: in the paper both views are,
-    within one window of 31 pixels, which comes to the same distances less its corners.
+    within one window of 31 pixels, which comes to the same distances less its corners. The preset for 32 pixels starts
+    at momentum 0.9, for a teacher that follows in short runs.
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:

@@ -65,6 +65,10 @@ class Objective(nn.Module):
         """(teacher, student) modules of this objective that follow the student as the momentum encoder does."""
         return iter(())
 
+    def rates(self) -> Iterator[tuple[nn.Module, float]]:
+        """(module, multiple) of this objective's modules that learn at a multiple of the rate of everything else."""
+        return iter(())
+
     def replaced(self, request: Request, count: int, first_index: int, draw: int) -> tuple[Tensor, Tensor]:
         """For requests with a `Replace` mask: which patches, bool [B, L], and the mask token [D]."""
         raise NotImplementedError(f"{type(self).__name__} asks for replaced patches and does not choose any")

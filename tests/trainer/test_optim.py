@@ -33,6 +33,23 @@ def test_every_parameter_is_in_the_group_where_it_belongs():
     assert hybrid.weighting.u not in set(clipped_parameters(optimiser))
 
 
+def test_a_predictor_learns_at_its_own_rate_and_a_resumed_run_may_change_it():
+    config = tiny_config("unused", batch_size=512, objectives=["byol", "simsiam"])
+    config.input.mean, config.input.std = [0.5], [0.25]
+    config.optimiser.base_lr, config.byol.predictor_rate, config.simsiam.predictor_rate = 1e-3, 10.0, 4.0
+    hybrid = build_hybrid(config, build_encoder(config))
+    optimiser = adamw(hybrid, config)
+    rates = {id(p): group["base_lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert set(rates) == {id(p) for p in hybrid.parameters() if p.requires_grad}
+    for name, parameter in hybrid.named_parameters():
+        if parameter.requires_grad and not name.startswith("weighting"):
+            multiple = (10 if "byol" in name else 4) if ".predictor." in name else 1
+            assert rates[id(parameter)] == pytest.approx(multiple * 2e-3), name
+    config.byol.predictor_rate = 1.0
+    changed = adamw(hybrid, config)
+    assert [len(g["params"]) for g in changed.param_groups] == [len(g["params"]) for g in optimiser.param_groups]
+
+
 def test_schedule_is_a_ramp_and_a_cosine():
     factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
