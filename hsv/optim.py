@@ -20,8 +20,8 @@ UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "temperature")
 def adamw(model: nn.Module, config: Config) -> torch.optim.AdamW:
     """AdamW in groups: matrices with decay; norms, biases, tokens and positions without; loss weights.
 
-    Each group's `base_lr` is the rate at the top of the schedule; `clipped` says whether clipping sees it. Modules that an
-    objective has learn at a rate of their own are two groups more each, so that a resumed run may change the rate.
+    Each group's `base_lr` is the rate at the top of the schedule; `clipped` says whether clipping sees it. Modules that
+    an objective has learn at a rate of their own are two groups more each, so that a resumed run may change the rate.
     """
     settings = config.optimiser
     rate = settings.base_lr * config.run.batch_size / 256

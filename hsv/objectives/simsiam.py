@@ -21,8 +21,8 @@ class SimSiam(Objective):
         loss = −½ mean_i cos(p0_i, sg(z1_i)) − ½ mean_i cos(p1_i, sg(z0_i))
 
     Batch statistics of the heads are per view. The predictor follows the schedule of everything else (published for
-    SGD: a constant rate). The preset for 32 pixels has it learn thirty times as fast: what keeps features from collapsing
-    is that the predictor is near its best for the present encoder (Tian et al. 2021, arXiv:2102.06810).
+    SGD: a constant rate). The preset for 32 pixels has it learn thirty times as fast: what keeps features from
+    collapsing is that it is near its best for the present encoder (Tian et al. 2021, arXiv:2102.06810).
     """
 
     error = False
