@@ -26,13 +26,14 @@ struct ViewPair {
 struct DistillationProblem {
   LogitViews student, teacher;
   const void* centre;                   // [K], or null
-  double student_scale, teacher_scale;  // 1 / temperature
+  double student_scale, teacher_scale;  // 1 / temperature, > 0 or NaN
   const ViewPair* pair;
   int64_t pairs;
   int threads;
 };
 
-// Of each row of x = logits · scale · log2 e, [2, views, N]: a number m near the greatest, and Σ 2^(x − m).
+// Of each row of logits x, of teachers less the centre, [2, views, N]: a number m near the greatest, and
+// Σ 2^((x − m) · scale · log2 e).
 struct DistillationSums {
   void *student, *teacher;
 };

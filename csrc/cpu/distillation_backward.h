@@ -6,7 +6,7 @@
 
 namespace hsv::HSV_ISA::distillation {
 
-// Gradients of so many bytes leave the caches before anyone reads them, and push out what is in there.
+// Gradients of so many bytes do not stay in the caches until they are read: a processor's last one is about as large.
 inline constexpr int64_t kStreamed = 32 << 20;
 
 // What a thread keeps: a block of each teacher's weighted probabilities, and of a sum of them.
@@ -24,17 +24,17 @@ struct Backward {
   const DistillationSums& sums;
   void* const* gradients;
   const Pairing& pairing;
-  const bool many;  // bytes of gradients, which then are streamed where they can be
+  const bool large;  // the gradients together: streamed where they can be
   const T *const centre, student_scale, teacher_scale;
   const BackwardMemory<T> own;
 
   Backward(const DistillationProblem& p, const DistillationSums& sums, void* const* gradients, const Pairing& pairing,
-           bool many, Arena arena)
+           bool large, Arena arena)
       : p(p),
         sums(sums),
         gradients(gradients),
         pairing(pairing),
-        many(many),
+        large(large),
         centre(static_cast<const T*>(p.centre)),
         student_scale(static_cast<T>(p.student_scale * kLog2E)),
         teacher_scale(static_cast<T>(p.teacher_scale * kLog2E)),
@@ -58,12 +58,12 @@ struct Backward {
   void teacher_block(int64_t t, int64_t i, int64_t k, int64_t n, T weight) {
     const E* const row = row_of<E>(p.teacher, t, i) + k;
     T* const out = own.teacher + t * kBlock;
-    const T scale = teacher_scale, from = from_of(sums.teacher, t, i);
+    const T scale = teacher_scale, origin = origin_of(sums.teacher, t, i);
     const T factor = weight / total_of(sums.teacher, p.teacher.count, t, i);
     prefetch(row, n);
     centred(row, centre ? centre + k : nullptr, [=](auto value) HSV_INLINE_LAMBDA {
       for_vectors<T>(n, value, [=](int, int64_t j, Vector<T> x) HSV_INLINE_LAMBDA {
-        store(out + j, factor * exp2(x * scale - from));
+        store(out + j, factor * exp2((x - origin) * scale));
       });
     });
   }
@@ -88,16 +88,17 @@ struct Backward {
       return;
     }
     const E* const row = row_of<E>(p.student, s, i) + k;
-    const T scale = student_scale, from = from_of(sums.student, s, i);
+    const T scale = student_scale, origin = origin_of(sums.student, s, i);
     const T factor = weight * static_cast<T>(pairing.count(s)) / total_of(sums.student, p.student.count, s, i);
     const auto gradient = [=](int64_t j, Vector<T> x)
-                              HSV_INLINE_LAMBDA { return factor * exp2(x * scale - from) - load(target + j); };
+                              HSV_INLINE_LAMBDA { return factor * exp2((x - origin) * scale) - load(target + j); };
     prefetch(row, n);
     int64_t j = 0;
-    if (streamed(out))
-      for (; j + kLanes<T> <= n; j += kLanes<T>) stream(reinterpret_cast<T*>(out) + j, gradient(j, load(row + j)));
-    else
-      for (; j + kLanes<T> <= n; j += kLanes<T>) store(out + j, gradient(j, load(row + j)));
+    if constexpr (sizeof(E) == sizeof(T)) {
+      if (large && reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0)
+        for (; j + kLanes<T> <= n; j += kLanes<T>) stream(out + j, gradient(j, load(row + j)));
+    }
+    for (; j + kLanes<T> <= n; j += kLanes<T>) store(out + j, gradient(j, load(row + j)));
     if (j == n) return;
     T rest[kLanes<T>];
     for (int64_t l = 0; l < kLanes<T>; l++) rest[l] = j + l < n ? widen(row[j + l]) : static_cast<T>(-INFINITY);
@@ -105,11 +106,7 @@ struct Backward {
     for (int64_t l = j; l < n; l++) narrow(rest[l - j], out + l);
   }
 
-  bool streamed(const E* out) const {
-    return many && sizeof(E) == sizeof(T) && reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0;
-  }
-
-  T from_of(const void* of_views, int64_t v, int64_t i) const {
+  T origin_of(const void* of_views, int64_t v, int64_t i) const {
     return static_cast<const T*>(of_views)[v * p.student.rows + i];
   }
   T total_of(const void* of_views, int64_t views, int64_t v, int64_t i) const {

@@ -16,7 +16,7 @@ inline constexpr int64_t kBlock = 512;         // classes at a time, of every vi
 inline constexpr int64_t kAhead = 2 * kBlock;  // so much earlier are they asked for
 inline constexpr int64_t kGroups = 16;  // of rows, each with column sums, so that threads do not decide their order
 inline constexpr int kChains = 2;       // sums in flight: one alone waits for each addition to end
-inline constexpr int kRise = 16;        // so far above what exponentials are relative to may a logit lie
+inline constexpr int kRise = 16;        // of a logit above the origin: exponentials and their sums stay far from 2^127
 
 template <class T>
 inline constexpr int64_t kStep = kChains * kLanes<T>;
@@ -46,27 +46,31 @@ HSV_INLINE void for_vectors(int64_t n, const V& value, const F& f) {
   for (int c = 0; c < kChains; c++) f(c, k + c * kLanes<T>, load(rest + c * kLanes<T>));
 }
 
-// The greatest of `value` · scale over [0, n), kLowest at least, which no NaN is.
+// The greatest of `value` over [0, n), kLowest at least, which no NaN is.
 template <class T, class V>
-HSV_INLINE T greatest_of(int64_t n, T scale, const V& value) {
+HSV_INLINE T greatest_of(int64_t n, const V& value) {
   Vector<T> greatest[kChains] = {splat(kLowest<T>), splat(kLowest<T>)};
-  for_vectors<T>(n, value,
-                 [&](int c, int64_t, Vector<T> x) HSV_INLINE_LAMBDA { greatest[c] = max(x * scale, greatest[c]); });
+  for_vectors<T>(n, value, [&](int c, int64_t, Vector<T> x) HSV_INLINE_LAMBDA { greatest[c] = max(x, greatest[c]); });
   return max_lane(max(greatest[0], greatest[1]));
 }
 
-// The sums over a block, and how far its greatest logit lies above what its exponentials are relative to.
+// Of a block's exponentials 2^((x − origin) · scale): their sum, how far the greatest logit lies above the origin in
+// base 2, and the factor for what was summed before. Beyond kRise the sum is of no use.
+//
+// The difference is taken before the product: contracted to one multiply-add, the other way round it would not be 0 for
+// the origin itself.
 template <class T>
 struct BlockSums {
   T rise, total;
+  double factor = 1;
 };
 
-// out = 2^(value · scale − from), 0 past n.
+// out = the exponentials, 0 past n.
 template <class T, class V>
-HSV_INLINE BlockSums<T> exponentials(int64_t n, T scale, T from, T* out, const V& value) {
+HSV_INLINE BlockSums<T> exponentials(int64_t n, T scale, T origin, T* out, const V& value) {
   Vector<T> rise[kChains] = {splat(kLowest<T>), splat(kLowest<T>)}, total[kChains] = {};
   for_vectors<T>(n, value, [&](int c, int64_t k, Vector<T> x) HSV_INLINE_LAMBDA {
-    const Vector<T> distance = x * scale - from, e = exp2(distance);
+    const Vector<T> distance = (x - origin) * scale, e = exp2(distance);
     rise[c] = max(distance, rise[c]);
     total[c] += e;
     store(out + k, e);
@@ -74,41 +78,35 @@ HSV_INLINE BlockSums<T> exponentials(int64_t n, T scale, T from, T* out, const V
   return {max_lane(max(rise[0], rise[1])), sum(total[0] + total[1])};
 }
 
-// A sum of exponentials relative to a number near the greatest so far.
+// A sum of exponentials over blocks. The origin is the greatest logit of one of them, at most kRise below that of all.
 template <class T>
 struct Running {
-  T greatest = kLowest<T>;
+  T origin = kLowest<T>;
   double total = 0;
 
-  // Takes in the greatest value of a block; returns the factor for what was summed before.
-  double raise(T value) {
-    if (!(value > greatest)) return 1;
-    const double factor = ::exp2(static_cast<double>(greatest) - static_cast<double>(value));
-    greatest = value;
+  // Takes in a block of `value`: sums(origin) are its BlockSums, taken again after the origin rose.
+  template <class V, class F>
+  HSV_INLINE auto take(bool first, int64_t n, T scale, const V& value, const F& sums) {
+    double factor = first ? raise(greatest_of<T>(n, value), scale) : 1;
+    auto found = sums(origin);
+    if (found.rise > kRise) {
+      factor *= raise(greatest_of<T>(n, value), scale);
+      found = sums(origin);
+    }
+    total += found.total;
+    found.factor = factor;
+    return found;
+  }
+
+ private:
+  double raise(T greatest, T scale) {
+    if (!(greatest > origin)) return 1;
+    const double factor = ::exp2((static_cast<double>(origin) - static_cast<double>(greatest)) * scale);
+    origin = greatest;
     total *= factor;
     return factor;
   }
 };
-
-// Of a block that a running sum has taken in: its own sum, and the factor for what was summed before.
-template <class T>
-struct Taken {
-  double factor;
-  T total;
-};
-
-// out = exponentials of a block relative to running.greatest, which rises first where a logit lies far above it.
-template <class T, class V>
-HSV_INLINE Taken<T> take_in(Running<T>& running, bool first, int64_t n, T scale, T* out, const V& value) {
-  double factor = first ? running.raise(greatest_of(n, scale, value)) : 1;
-  BlockSums<T> sums = exponentials(n, scale, running.greatest, out, value);
-  if (sums.rise > kRise) {
-    factor *= running.raise(greatest_of(n, scale, value));
-    sums = exponentials(n, scale, running.greatest, out, value);
-  }
-  running.total += sums.total;
-  return {factor, sums.total};
-}
 
 template <class E>
 const E* row_of(const LogitViews& views, int64_t view, int64_t i) {

@@ -7,7 +7,7 @@ namespace hsv::HSV_ISA::distillation {
 
 inline constexpr int64_t kTeachers = 2;  // whose exponentials a student's logits meet as they are read
 
-// A block of a student: Σ 2^d with d = x − from, and for each of `Teachers` Σ e · d.
+// Of a block of a student, with d = (x − origin) · scale: Σ 2^d, and for each of `Teachers` Σ e · d.
 template <class T>
 struct StudentSums : BlockSums<T> {
   T product[kTeachers];
@@ -15,12 +15,12 @@ struct StudentSums : BlockSums<T> {
 
 // Guarded: 0 · −inf is 0.
 template <int Teachers, bool Guarded, class T, class E>
-StudentSums<T> student_sums(const E* row, int64_t n, T scale, T from, const T* const* teacher) {
+StudentSums<T> sums_of(const E* row, int64_t n, T scale, T origin, const T* const* teacher) {
   Vector<T> rise[kChains] = {splat(kLowest<T>), splat(kLowest<T>)}, total[kChains] = {};
   Vector<T> product[kTeachers][kChains] = {};
   const auto value = [=](auto at) HSV_INLINE_LAMBDA { return at(row); };
   for_vectors<T>(n, value, [&](int c, int64_t k, Vector<T> x) HSV_INLINE_LAMBDA {
-    const Vector<T> distance = x * scale - from;
+    const Vector<T> distance = (x - origin) * scale;
     rise[c] = max(distance, rise[c]);
     total[c] += exp2(distance);
     HSV_UNROLL
@@ -35,17 +35,17 @@ StudentSums<T> student_sums(const E* row, int64_t n, T scale, T from, const T* c
 
 // The guard is for the rare block that needs it: NaN tells.
 template <int Teachers, class T, class E>
-StudentSums<T> student_sums(const E* row, int64_t n, T scale, T from, const T* const* teacher) {
-  const StudentSums<T> sums = student_sums<Teachers, false>(row, n, scale, from, teacher);
+StudentSums<T> guarded_sums(const E* row, int64_t n, T scale, T origin, const T* const* teacher) {
+  const StudentSums<T> sums = sums_of<Teachers, false>(row, n, scale, origin, teacher);
   const T products = sums.product[0] + sums.product[1];
-  return products == products ? sums : student_sums<Teachers, true>(row, n, scale, from, teacher);
+  return products == products ? sums : sums_of<Teachers, true>(row, n, scale, origin, teacher);
 }
 
 template <class T, class E>
-StudentSums<T> student_sums(const E* row, int64_t n, T scale, T from, const T* const* teacher, int64_t teachers) {
-  if (teachers == 0) return student_sums<0>(row, n, scale, from, teacher);
-  if (teachers == 1) return student_sums<1>(row, n, scale, from, teacher);
-  return student_sums<2>(row, n, scale, from, teacher);
+StudentSums<T> student_sums(const E* row, int64_t n, T scale, T origin, const T* const* teacher, int64_t teachers) {
+  if (teachers == 0) return guarded_sums<0>(row, n, scale, origin, teacher);
+  if (teachers == 1) return guarded_sums<1>(row, n, scale, origin, teacher);
+  return guarded_sums<2>(row, n, scale, origin, teacher);
 }
 
 // What a thread keeps of one sample.
@@ -90,7 +90,8 @@ struct Forward {
     });
     double loss = 0;
     for (int64_t s = 0; s < p.student.count; s++) {
-      const double logsum = own.student_sum[s].greatest + ::log2(own.student_sum[s].total);
+      const Running<T>& running = own.student_sum[s];
+      const double logsum = running.origin * static_cast<double>(student_scale) + ::log2(running.total);
       for (int64_t j = pairing.begin.data[s]; j < pairing.begin.data[s + 1]; j++)
         loss += logsum - own.product[j] / own.teacher_sum[pairing.teacher.data[j]].total;
     }
@@ -104,43 +105,38 @@ struct Forward {
     Running<T>& running = own.teacher_sum[t];
     prefetch(row, n);
     add_block(row, n, columns);
-    const Taken<T> taken = centred(row, centre ? centre + k : nullptr, [=, &running](auto value) HSV_INLINE_LAMBDA {
-      return take_in(running, k == 0, n, teacher_scale, e, value);
+    const BlockSums<T> sums = centred(row, centre ? centre + k : nullptr, [=, &running](auto value) HSV_INLINE_LAMBDA {
+      return running.take(k == 0, n, teacher_scale, value,
+                          [=](T origin) HSV_INLINE_LAMBDA { return exponentials(n, teacher_scale, origin, e, value); });
     });
-    own.block_total[t] = taken.total;
-    for (int64_t j = 0; j < p.pairs && taken.factor != 1; j++)
-      if (pairing.teacher.data[j] == t) own.product[j] = taken.factor == 0 ? 0 : own.product[j] * taken.factor;
+    own.block_total[t] = sums.total;
+    for (int64_t j = 0; j < p.pairs && sums.factor != 1; j++)
+      if (pairing.teacher.data[j] == t) own.product[j] = sums.factor == 0 ? 0 : own.product[j] * sums.factor;
   }
 
   void student_block(int64_t s, int64_t i, int64_t k, int64_t n) {
     const E* const row = row_of<E>(p.student, s, i) + k;
-    const T scale = student_scale;
-    Running<T>& running = own.student_sum[s];
+    const auto value = [=](auto at) HSV_INLINE_LAMBDA { return at(row); };
     prefetch(row, n);
-    const auto greatest = [=] { return greatest_of(n, scale, [=](auto at) HSV_INLINE_LAMBDA { return at(row); }); };
-    if (k == 0) running.raise(greatest());
-    StudentSums<T> sums = with_teachers(s, row, n, 0);
-    if (sums.rise > kRise) {
-      running.raise(greatest());
-      sums = with_teachers(s, row, n, 0);
-    }
-    running.total += sums.total;
-    add_products(s, 0, sums);
-    for (int64_t j = kTeachers; j < pairing.count(s); j += kTeachers) add_products(s, j, with_teachers(s, row, n, j));
+    add_products(s, 0, own.student_sum[s].take(k == 0, n, student_scale, value, [=](T origin) {
+      return with_teachers(s, row, n, origin, 0);
+    }));
+    for (int64_t j = kTeachers; j < pairing.count(s); j += kTeachers)
+      add_products(s, j, with_teachers(s, row, n, own.student_sum[s].origin, j));
   }
 
   // Sums of a block of student s with its teachers from number j on, as many as are taken at a time.
-  StudentSums<T> with_teachers(int64_t s, const E* row, int64_t n, int64_t j) const {
+  StudentSums<T> with_teachers(int64_t s, const E* row, int64_t n, T origin, int64_t j) const {
     const T* teacher[kTeachers] = {};
     const int64_t left = pairing.count(s) - j;
     for (int64_t l = 0; l < kTeachers && l < left; l++) teacher[l] = own.teacher + pairing.of(s)[j + l] * kBlock;
-    return student_sums(row, n, student_scale, own.student_sum[s].greatest, teacher, left);
+    return student_sums(row, n, student_scale, origin, teacher, left);
   }
 
   void add_products(int64_t s, int64_t j, const StudentSums<T>& sums) {
+    const double origin = own.student_sum[s].origin * static_cast<double>(student_scale);
     for (int64_t l = 0; l < kTeachers && j + l < pairing.count(s); l++)
-      own.product[pairing.begin.data[s] + j + l] +=
-          sums.product[l] + static_cast<double>(own.student_sum[s].greatest) * own.block_total[pairing.of(s)[j + l]];
+      own.product[pairing.begin.data[s] + j + l] += sums.product[l] + origin * own.block_total[pairing.of(s)[j + l]];
   }
 
   static void add_block(const E* row, int64_t n, T* columns) {
@@ -152,10 +148,10 @@ struct Forward {
 
 template <class T>
 void store_sums(const Running<T>* sums, int64_t views, int64_t rows, int64_t i, void* out) {
-  T* const greatest = static_cast<T*>(out);
+  T* const origin = static_cast<T*>(out);
   for (int64_t v = 0; v < views; v++) {
-    greatest[v * rows + i] = sums[v].greatest;
-    greatest[(views + v) * rows + i] = static_cast<T>(sums[v].total);
+    origin[v * rows + i] = sums[v].origin;
+    origin[(views + v) * rows + i] = static_cast<T>(sums[v].total);
   }
 }
 

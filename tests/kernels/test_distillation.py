@@ -1,5 +1,6 @@
 """distillation_loss and sinkhorn_centre on every backend of this machine against their definitions in float64."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -246,11 +247,12 @@ def test_infinite_logits(backend: str) -> None:
 
 
 @every_backend
-def test_a_row_that_begins_with_infinite_logits(backend: str) -> None:
+@pytest.mark.parametrize("mask", [-torch.inf, torch.finfo(torch.float32).min, -1e9, -3e8])
+def test_a_row_that_begins_with_masked_logits(backend: str, mask: float) -> None:
     case = Case(2, 3, 2, 1100)
     given = problem(case, backend)
     masked = given._replace(student=given.student.clone(), teacher=given.teacher.clone())
-    masked.student[..., :600] = masked.teacher[..., :600] = -torch.inf
+    masked.student[..., :600] = masked.teacher[..., :600] = mask
     found = evaluate(case, backend, masked)
     expected = evaluate(case, backend, Problem(*(x if x is None else x[..., 600:] for x in given)))
     torch.testing.assert_close(found[0], expected[0])
@@ -269,6 +271,25 @@ def test_logits_that_rise_or_fall_along_the_row(slope: float, backend: str, dtyp
     truth, plain = by_autograd(case, given.to(torch.float64)), by_autograd(case, given.to(given.centre.dtype))
     for x, y, z in zip(evaluate(case, backend, given), plain, truth, strict=True):
         assert_accurate(x, y, z, x.dtype, case.K)
+
+
+@every_backend
+@pytest.mark.parametrize("offset", [2e8, 6.1e8, -1.7e9])
+def test_logits_so_large_that_their_products_are_rounded_by_more_than_exponentials_reach(
+    backend: str, offset: float
+) -> None:
+    given = problem(DINO, backend)
+    far = torch.full_like(given.student, offset)
+    loss = distillation_loss(far, given.teacher, backend=backend)[0].item()
+    assert loss == pytest.approx(math.log(DINO.K), rel=1e-5)
+    loss = distillation_loss(far, far[: DINO.T], backend=backend)[0].item()
+    assert loss == pytest.approx(math.log(DINO.K), rel=1e-5)
+
+
+@every_backend
+def test_the_gradient_is_0_where_probabilities_are_equal(backend: str) -> None:
+    given = problem(Case(1, 1, 3, 1), backend)
+    assert (evaluate(Case(1, 1, 3, 1), backend, given)[1] == 0).all()
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpu"])

@@ -113,7 +113,7 @@ def distillation_op(
 
     Scales are 1 / temperature. `pairs` alternates teachers and students; `wanted` says which of `student` get a
     gradient. Sums are, of each row of scaled logits x, a number m near the greatest and Σ exp(x − m); a backend may
-    scale m to its own base.
+    keep m unscaled.
     """
     return _kernels(backend).forward(Problem(student, teacher, centre, student_scale, teacher_scale, pairs))
 
