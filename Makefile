@@ -1,7 +1,7 @@
 # make demo         install into .venv and train the hybrid on the embedded digits
-# make test         install into .venv and run every test [JOBS=2 groups at a time]
+# make test         install into .venv and run the tests [JOBS=2 groups at a time]
 # make aot          every Triton kernel for every architecture; `make test` compiles each for one of them
-# make aot-table    measure registers, shared memory and instructions of each Triton kernel (docs/kernels/resources.md)
+# make aot-table    measure registers, stack, shared memory and instructions of each Triton kernel (docs/kernels/resources.md)
 # make aot-oldest   the Triton kernels with the oldest triton and torch that are supported, in an environment of its own
 # make sanitize     run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make lint         formatting and static checks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hsv.config import Config
 
 __all__ = ["find_checkpoint", "read_checkpoint", "restore", "save_checkpoint"]
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -67,7 +68,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     """Load weights and moments, strictly, and return the step to go on with.
 
-    Learning rate, decay and betas stay those of `optimiser`, so that a run can go on under other settings.
+    Learning rate, decay and betas stay those of `optimiser`, so that a run can go on under other settings. Moments are
+    those of the parameter of the same name, whatever its group; parameters that were frozen begin without.
 
     Raises ValueError for settings that describe another model.
     """
@@ -76,9 +78,16 @@ def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Opti
     except RuntimeError as error:
         allowed = "the objectives, widths and teachers' momenta that the run began with"
         raise ValueError(f"resume: got settings of another model; allowed: {allowed} ({error})") from error
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
+    saved, groups = state["optimiser"], optimiser.state_dict()["param_groups"]
+    moments = {name: saved["state"].get(i) for i, name in _named_indices(saved["param_groups"])}
+    found = {i: moments[name] for i, name in _named_indices(groups) if moments.get(name) is not None}
+    optimiser.load_state_dict({"state": found, "param_groups": groups})
     return state["step"]
+
+
+def _named_indices(groups: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    """(index, name) of the parameters in the groups of an optimiser's state."""
+    return (pair for group in groups for pair in zip(group["params"], group["param_names"], strict=True))
 
 
 def _checkpoints(folder: Path) -> list[Path]:

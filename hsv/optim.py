@@ -14,35 +14,43 @@ from hsv.schedules import Progress
 
 __all__ = ["adamw", "clipped_parameters", "learning_rate_factor", "set_learning_rate", "set_weight_decay"]
 
+KINDS = ("matrices", "vectors", "weighting")
 UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "temperature")
 
 
 def adamw(model: nn.Module, config: Config) -> torch.optim.AdamW:
     """AdamW in groups: matrices with decay; norms, biases, tokens and positions without; loss weights.
 
-    Each group's `base_lr` is the rate at the top of the schedule; `clipped` says whether clipping sees it. Modules that
-    an objective has learn at a rate of their own are two groups more each, so that a resumed run may change the rate.
+    Each group's `base_lr` is the rate at the top of the schedule; `clipped` says whether clipping sees it. Modules
+    whose rate an objective scales have groups of their own. Parameters are named, so that a resumed run finds their
+    moments.
     """
     settings = config.optimiser
     rate = settings.base_lr * config.run.batch_size / 256
-    rated = [module for part in model.modules() if isinstance(part, Objective) for module in part.rates()]
-    heads = {id(p): i for i, (module, _) in enumerate(rated, 1) for p in module.parameters()}
-    multiples = [1.0, *(multiple for _, multiple in rated)]
-    groups: dict[tuple[int, str], list[nn.Parameter]] = {(0, "matrices"): [], (0, "vectors"): [], (0, "weighting"): []}
+    scales = {
+        id(parameter): scale
+        for objective in model.modules()
+        if isinstance(objective, Objective)
+        for module, scale in objective.lr_scales()
+        for parameter in module.parameters()
+    }
+    groups: dict[tuple[str, float], list[tuple[str, nn.Parameter]]] = {(kind, 1.0): [] for kind in KINDS}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((heads.get(id(parameter), 0), _group_of(name, parameter)), []).append(parameter)
+            key = _kind_of(name, parameter), scales.get(id(parameter), 1.0)
+            groups.setdefault(key, []).append((name, parameter))
     decay = {"matrices": settings.weight_decay, "vectors": 0.0, "weighting": 0.0}
     return torch.optim.AdamW(
         [
             {
                 "params": members,
-                "base_lr": config.weighting.lr if name == "weighting" else rate * multiples[head],
-                "weight_decay": decay[name],
-                "decayed": name == "matrices",
-                "clipped": name != "weighting",
+                "base_lr": config.weighting.lr if kind == "weighting" else rate * scale,
+                "weight_decay": decay[kind],
+                "decayed": kind == "matrices",
+                "clipped": kind != "weighting",
             }
-            for (head, name), members in groups.items()
+            for (kind, scale), members in groups.items()
+            if members
         ],
         lr=rate,
         betas=(settings.beta1, settings.beta2),
@@ -50,7 +58,7 @@ def adamw(model: nn.Module, config: Config) -> torch.optim.AdamW:
     )
 
 
-def _group_of(name: str, parameter: nn.Parameter) -> str:
+def _kind_of(name: str, parameter: nn.Parameter) -> str:
     if name.split(".")[0] == "weighting":
         return "weighting"
     return "vectors" if parameter.ndim < 2 or name.split(".")[-1] in UNDECAYED else "matrices"

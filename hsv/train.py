@@ -346,6 +346,11 @@ class Trainer:
         if objective.momentum is not None:
             rise = " → 1" if objective.momentum_rises else ""
             lines = [f"teacher's momentum {objective.momentum:g}{rise}", *lines]
+        rate = self.optimiser.param_groups[0]["base_lr"]
+        named = {id(module): name for name, module in objective.named_modules()}
+        lines += [
+            f"{named[id(m)]}'s learning rate {scale * rate:g}" for m, scale in objective.lr_scales() if scale != 1
+        ]
         return lines
 
     def measure(self, minutes: float) -> int:

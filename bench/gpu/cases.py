@@ -235,7 +235,7 @@ def hsv_distillation(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor
 
 
 def eager_distillation(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
-    """As in DINO: the loss of each pair of views, from probabilities and log-probabilities in float32."""
+    """The loss of each pair of views, from one softmax of each view in float32."""
     q, log_p = ((teacher - centre) / 0.04).softmax(-1), (student.float() / 0.1).log_softmax(-1)
     losses = [-(q[t] * log_p[s]).sum(-1).mean() for t in range(GLOBAL) for s in range(CROPS) if t != s]
     return sum(losses) / len(losses)

@@ -54,7 +54,7 @@ struct ForwardMemory {
   T* teacher;                            // a block of each teacher's exponentials
   T* block_total;                        // their sums
   Running<T>*student_sum, *teacher_sum;  // of each view
-  double* product;                       // of each pair, Σ_k e_k x_k
+  double* product;                       // of each pair in the order of `pairing`, Σ_k e_k x_k
 
   ForwardMemory(const DistillationProblem& p, Arena& arena)
       : teacher(arena.take<T>(p.teacher.count * kBlock)),

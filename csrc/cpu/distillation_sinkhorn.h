@@ -31,18 +31,18 @@ void first_columns(const LogitViews& v, T scale, T* out, int threads) {
   });
 }
 
-// columns += softmax of x − shift over one row; `e` is room for K values and `origin` for one of each block.
+// columns += softmax of x − shift over one row; `e` is room for K values and `origins` for one of each block.
 template <class T, class E>
-void add_softmax(const E* row, const T* shift, T scale, int64_t K, T* e, T* origin, T* columns) {
+void add_softmax(const E* row, const T* shift, T scale, int64_t K, T* e, T* origins, T* columns) {
   Running<T> sum;
   for_blocks(0, K, [&](int64_t k, int64_t n) {
     const auto value = [=](auto at) HSV_INLINE_LAMBDA { return at(row + k) * scale - at(shift + k); };
     sum.take(k == 0, n, static_cast<T>(1), value,
              [=](T origin) HSV_INLINE_LAMBDA { return exponentials(n, static_cast<T>(1), origin, e + k, value); });
-    origin[k / kBlock] = sum.origin;
+    origins[k / kBlock] = sum.origin;
   });
   for_blocks(0, K, [&](int64_t k, int64_t n) {
-    const double distance = static_cast<double>(origin[k / kBlock]) - static_cast<double>(sum.origin);
+    const double distance = static_cast<double>(origins[k / kBlock]) - static_cast<double>(sum.origin);
     const T factor = static_cast<T>(::exp2(distance) / sum.total);
     for (int64_t j = k; j < k + n; j++) columns[j] += factor * e[j];
   });
@@ -57,9 +57,9 @@ void next_columns(const LogitViews& v, T scale, const T* logsums, T* out, int th
   sum_columns<T>(
       v.rows * v.count, K, threads,
       [&](int thread, T* columns, int64_t begin, int64_t end) {
-        T *const e = room.data + thread * padded, *const origin = e + blocks * kBlock;
+        T *const e = room.data + thread * padded, *const origins = e + blocks * kBlock;
         for (int64_t i = begin; i < end; i++)
-          add_softmax(row_of<E>(v, i / v.rows, i % v.rows), shift.data, scale, K, e, origin, columns);
+          add_softmax(row_of<E>(v, i / v.rows, i % v.rows), shift.data, scale, K, e, origins, columns);
       },
       [=](int64_t k, T total) { out[k] = static_cast<T>(logsums[k] + ::log(static_cast<double>(total))); });
 }

@@ -23,10 +23,9 @@ void prefer_huge_pages([[maybe_unused]] void* data, int64_t bytes) {
   static const bool on = wanted();
   if (!on || bytes < kLeastBytes) return;
 #if defined(__linux__)
-  // Pages of which others have a part are included, or the first and the last 2 MiB could never be huge pages.
   static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes) + page - 1) / page * page;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #endif
 }

@@ -46,8 +46,8 @@ class BYOLConfig:
     """Hidden width of projector and predictor."""
     out_dim: int = 256
     """Width of the embeddings that are compared."""
-    predictor_rate: float = 1.0
-    """Learning rate of the predictor, in multiples of that of everything else, > 0."""
+    predictor_lr_scale: float = 1.0
+    """Learning rate of the predictor, in multiples of that of everything else, > 0. AdamW's decay scales with it."""
     pool: Literal["mean", "cls"] = "mean"
     """What the heads read: the mean of the patch tokens, or the class token."""
 
@@ -56,7 +56,7 @@ class BYOLConfig:
         share(f"{name}.momentum", self.momentum, whole=True)
         positive(f"{name}.hidden_dim", self.hidden_dim)
         positive(f"{name}.out_dim", self.out_dim)
-        positive(f"{name}.predictor_rate", self.predictor_rate)
+        positive(f"{name}.predictor_lr_scale", self.predictor_lr_scale)
 
 
 @dataclass
@@ -71,14 +71,14 @@ class SimSiamConfig:
     """Layers of the projector (published for CIFAR-10: 2)."""
     predictor_dim: int = 512
     """Hidden width of the predictor."""
-    predictor_rate: float = 1.0
-    """Learning rate of the predictor, in multiples of that of everything else, > 0."""
+    predictor_lr_scale: float = 1.0
+    """Learning rate of the predictor, in multiples of that of everything else, > 0. AdamW's decay scales with it."""
     pool: Literal["mean", "cls"] = "mean"
     """What the heads read: the mean of the patch tokens, or the class token."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""
-        for setting in ("out_dim", "projector_layers", "predictor_dim", "predictor_rate"):
+        for setting in ("out_dim", "projector_layers", "predictor_dim", "predictor_lr_scale"):
             positive(f"{name}.{setting}", getattr(self, setting))
 
 

@@ -52,5 +52,5 @@ class BYOL(Objective):
     def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         yield self.teacher_projector, self.projector
 
-    def rates(self) -> Iterator[tuple[nn.Module, float]]:
-        yield self.predictor, self.config.predictor_rate
+    def lr_scales(self) -> Iterator[tuple[nn.Module, float]]:
+        yield self.predictor, self.config.predictor_lr_scale

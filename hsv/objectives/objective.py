@@ -65,8 +65,8 @@ class Objective(nn.Module):
         """(teacher, student) modules of this objective that follow the student as the momentum encoder does."""
         return iter(())
 
-    def rates(self) -> Iterator[tuple[nn.Module, float]]:
-        """(module, multiple) of this objective's modules that learn at a multiple of the rate of everything else."""
+    def lr_scales(self) -> Iterator[tuple[nn.Module, float]]:
+        """(module, scale) of this objective's modules whose learning rate is a multiple of that of everything else."""
         return iter(())
 
     def replaced(self, request: Request, count: int, first_index: int, draw: int) -> tuple[Tensor, Tensor]:

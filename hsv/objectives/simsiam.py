@@ -44,5 +44,5 @@ class SimSiam(Objective):
         """0: directions that tell nothing of each other."""
         return 0.0
 
-    def rates(self) -> Iterator[tuple[nn.Module, float]]:
-        yield self.predictor, self.config.predictor_rate
+    def lr_scales(self) -> Iterator[tuple[nn.Module, float]]:
+        yield self.predictor, self.config.predictor_lr_scale

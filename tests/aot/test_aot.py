@@ -23,7 +23,7 @@ from tests.aot.shipped import Name, compiling, sample, shipped
 VERSION, TABLE = table.read()
 
 #: Bytes of stack that one version of Triton needs where the next has none.
-SPILLED = 64
+SPILLED = 32
 
 each = pytest.mark.parametrize(
     "name",

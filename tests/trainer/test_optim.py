@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from trainer_cases import tiny_config
+from trainer_cases import narrow_config, tiny_config
 
+from hsv.checkpoint import read_checkpoint, restore, save_checkpoint
 from hsv.export import build_encoder
 from hsv.objectives import build_hybrid
 from hsv.optim import adamw, clipped_parameters, learning_rate_factor, set_learning_rate
@@ -33,21 +34,57 @@ def test_every_parameter_is_in_the_group_where_it_belongs():
     assert hybrid.weighting.u not in set(clipped_parameters(optimiser))
 
 
-def test_a_predictor_learns_at_its_own_rate_and_a_resumed_run_may_change_it():
-    config = tiny_config("unused", batch_size=512, objectives=["byol", "simsiam"])
+def predicting(byol: float = 1.0, simsiam: float = 1.0, **objectives_of):
+    """BYOL beside SimSiam, whose predictors' learning rates are scaled."""
+    config = narrow_config("unused", objectives_of.get("objectives", ["byol", "simsiam"]), batch_size=512)
     config.input.mean, config.input.std = [0.5], [0.25]
-    config.optimiser.base_lr, config.byol.predictor_rate, config.simsiam.predictor_rate = 1e-3, 10.0, 4.0
+    config.optimiser.base_lr, config.weighting.kind = 1e-3, "fixed"
+    config.byol.predictor_lr_scale, config.simsiam.predictor_lr_scale = byol, simsiam
     hybrid = build_hybrid(config, build_encoder(config))
-    optimiser = adamw(hybrid, config)
+    return config, hybrid, adamw(hybrid, config)
+
+
+def test_predictors_learn_at_a_scaled_rate():
+    _, hybrid, optimiser = predicting(10.0, 4.0)
     rates = {id(p): group["base_lr"] for group in optimiser.param_groups for p in group["params"]}
-    assert set(rates) == {id(p) for p in hybrid.parameters() if p.requires_grad}
-    for name, parameter in hybrid.named_parameters():
-        if parameter.requires_grad and not name.startswith("weighting"):
-            multiple = (10 if "byol" in name else 4) if ".predictor." in name else 1
-            assert rates[id(parameter)] == pytest.approx(multiple * 2e-3), name
-    config.byol.predictor_rate = 1.0
-    changed = adamw(hybrid, config)
-    assert [len(g["params"]) for g in changed.param_groups] == [len(g["params"]) for g in optimiser.param_groups]
+    trained = {name: p for name, p in hybrid.named_parameters() if p.requires_grad}
+    assert set(rates) == {id(p) for p in trained.values()} and any(".predictor." in name for name in trained)
+    for name, parameter in trained.items():
+        scale = (10 if "byol" in name else 4) if ".predictor." in name else 1
+        assert rates[id(parameter)] == pytest.approx(scale * 2e-3), name
+
+
+@pytest.mark.parametrize("changes", [{"byol": 10.0}, {"objectives": ["simsiam", "byol"]}, {}])
+def test_moments_are_found_again_by_name(tmp_path, changes):
+    """Whatever the groups and their order."""
+    config, hybrid, optimiser = predicting(3.0, 3.0)
+    for index, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+        parameter.grad = torch.full_like(parameter, index + 1.0)
+    optimiser.step()
+    save_checkpoint(tmp_path, 1, hybrid, optimiser, config, keep=1)
+    expected = {name: optimiser.state[p]["exp_avg"] for name, p in hybrid.named_parameters() if p.requires_grad}
+    _, other, resumed = predicting(**{"byol": 3.0, "simsiam": 3.0, **changes})
+    assert restore(read_checkpoint(tmp_path), other, resumed) == 1
+    found = {name: resumed.state[p]["exp_avg"] for name, p in other.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    resumed.step()
+
+
+def test_a_parameter_that_was_frozen_begins_without_moments(tmp_path):
+    config, hybrid, _ = predicting()
+    frozen = hybrid.encoder.vit.patch_embed.proj.weight
+    frozen.requires_grad_(False)
+    optimiser = adamw(hybrid, config)
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    save_checkpoint(tmp_path, 1, hybrid, optimiser, config, keep=1)
+    frozen.requires_grad_(True)
+    resumed = adamw(hybrid, config)
+    restore(read_checkpoint(tmp_path), hybrid, resumed)
+    assert frozen not in resumed.state and hybrid.encoder.vit.cls_token in resumed.state
 
 
 def test_schedule_is_a_ramp_and_a_cosine():

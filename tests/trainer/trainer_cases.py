@@ -18,6 +18,7 @@ def tiny_config(output: Path | str, **run) -> Config:
     config.simclr.hidden_dim, config.simclr.out_dim = 32, 16
     config.mae.decoder_dim, config.mae.decoder_depth = 32, 1
     for name, value in {"batch_size": 64, "steps": 4, "log_every": 1, "progress": False, **run}.items():
+        assert hasattr(config.run, name), name
         setattr(config.run, name, value)
     return config
 

@@ -1,8 +1,8 @@
 """Sizes of the tiles of the square contrast kernels in Triton, for each architecture, type and dimension.
 
-Every row compiles for the architectures that it names without a stack, within their shared memory and with matrix
-instructions (tests/aot, docs/kernels/resources.md). Of what does, larger tiles come first, which read less, then those
-with fewer instructions per exponential.
+Every row compiles for the architectures that it names without spilling (at most 32 bytes, in some versions of Triton),
+within their shared memory and with matrix instructions (tests/aot, docs/kernels/resources.md). Of what does, larger
+tiles come first, which read less, then those with fewer instructions per exponential.
 """
 
 import functools

@@ -14,7 +14,7 @@ __all__ = ["backward", "column_logsums", "forward"]
 
 
 def forward(given: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses [N], mean of the teacher's logits [K], and for students and teachers (m, Σ exp(x − m)) [2, views, N]."""
+    """Losses [N], mean of the teacher's logits [K], and for students and teachers (m, Σ exp((x − m) / τ))."""
     students, teachers, centre = _readable(given.student), _readable(given.teacher), _contiguous(given.centre)
     N, K = students[0].shape
     dtype = computed_type(students[0].dtype)

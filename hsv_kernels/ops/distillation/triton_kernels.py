@@ -24,7 +24,7 @@ __all__ = ["backward", "column_logsums", "configurations", "forward"]
 #: Teachers × classes that a program holds.
 BLOCK = 4096
 
-#: Of 4,096 numbers and what the kernels keep beside them, 128 threads would spill some.
+#: Of 4,096 numbers and what the kernels keep beside them, 128 threads would spill many.
 WARPS = 8
 
 
