@@ -24,7 +24,7 @@ class BYOL(Objective):
     averaged over the two directions (published: their sum, twice this value). Batch statistics of the heads are per
     view. The preset for 32 pixels starts at momentum 0.96, since its runs are as long as a few horizons of the
     published one, and has the predictor learn thirty times as fast: what keeps features from collapsing is that it is
-    near its best for the present encoder (Tian et al. 2021, arXiv:2102.06810).
+    near its best for the present encoder (also Tian et al. 2021, arXiv:2102.06810).
     """
 
     error = False

@@ -22,7 +22,8 @@ class SimSiam(Objective):
 
     Batch statistics of the heads are per view. The predictor follows the schedule of everything else (published for
     SGD: a constant rate). The preset for 32 pixels has it learn thirty times as fast: what keeps features from
-    collapsing is that it is near its best for the present encoder (Tian et al. 2021, arXiv:2102.06810).
+    collapsing is that it is near its best for the present encoder (Grill et al. 2020; Tian et al. 2021,
+    arXiv:2102.06810).
     """
 
     error = False
