@@ -52,16 +52,39 @@ bool in_range(double factor, T q_squares, T k_squares, int64_t m, int64_t dim) {
   return bound + log2(static_cast<double>(m)) + fabs(log2(sqrt(static_cast<double>(k_squares)))) < 64 / kLn2;
 }
 
+// Keys that come next, asked for bit by bit while products keep the caches idle: packing would wait for each line of
+// them.
+class Ahead {
+ public:
+  // Of keys [begin, end) of `p`, elements of so many bytes; none unless they follow each other in memory.
+  Ahead(const RectangleProblem& p, int64_t bytes, int64_t begin, int64_t end, int64_t calls) {
+    const bool dense = p.k.column_stride == 1 && p.k.row_stride == p.dim;
+    const int64_t row = p.dim * bytes;
+    next_ = static_cast<const char*>(p.k.data) + begin * row;
+    left_ = dense ? (at_most(end, p.m) - begin) * row : 0;
+    share_ = left_ / (calls * kLine) + 1;
+  }
+  HSV_INLINE void operator()() {
+    for (int64_t l = 0; l < share_ && left_ > 0; l++, next_ += kLine, left_ -= kLine) __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* next_;
+  int64_t left_, share_;
+};
+
 // A tile that leaves nothing out, under the shift 0: exponentials while the products are in registers.
 template <class E>
 void add_whole_tile(const RectangleProblem& p, const PackedRows<E>& q, const Tile& t, const Scratch<E>& own,
-                    const Sums<Sum<E>>& out) {
+                    Ahead& ahead, const Sums<Sum<E>>& out) {
   using T = Sum<E>;
   constexpr int L = kLanes<T>;
   const Base2<E> base2(p);
   memset(own.sums, 0, t.ni * L * sizeof(T));
   for_products(q, t.i, t.ni, own.keys, 0, t.nj, [&](int64_t i, int64_t j, auto& c) HSV_INLINE_LAMBDA {
     constexpr int R = sizeof c / sizeof c[0];
+    ahead();
     HSV_UNROLL
     for (int r = 0; r < R; r++) {
       const Vector<T> a = exp2_in_range(base2(c[r][0])), b = exp2_in_range(base2(c[r][1]));
@@ -140,6 +163,7 @@ void forward_part(const RectangleProblem& p, const Shared<E>& shared, int64_t i_
   }
 
   const int64_t step = even_step<E>(i_end - i_begin, kQueries);
+  const int64_t bytes = with_element<T>(p.dtype, [](auto element) { return static_cast<int64_t>(sizeof element); });
   for (int64_t j = j_begin; j < j_end; j += kKeys) {
     const int64_t nj = at_most(kKeys, j_end - j);
     const T k_squares = pack_keys(p, j, j + nj, own.keys);
@@ -147,10 +171,12 @@ void forward_part(const RectangleProblem& p, const Shared<E>& shared, int64_t i_
       fixed = false;
       for (int64_t i = i_begin; i < i_end; i++) out.shift[i] = out.total[i] == 0 ? kNone<T> : 0;
     }
+    // a block of products is kPanel keys by a dozen queries
+    Ahead ahead(p, bytes, j + nj, at_most(j + nj + kKeys, j_end), (i_end - i_begin) / 12 * (nj / kPanel<E>)+1);
     for (int64_t i = i_begin; i < i_end; i += step) {
       const Tile t{i, at_most(step, i_end - i), j, nj};
       if (fixed && t.j + t.nj <= p.m && !leaves_out<E>(p, t)) {
-        add_whole_tile(p, shared.q, t, own, out);
+        add_whole_tile(p, shared.q, t, own, ahead, out);
       } else {
         add_tile(p, shared, t, fixed, own, out);
       }
