@@ -5,7 +5,7 @@
 # make aot-oldest   the Triton kernels with the oldest triton and torch that are supported, in an environment of its own
 # make sanitize     run the CPU kernels' tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make lint         formatting and static checks
-# make bench        time and memory against what else there is (a quarter of an hour; QUICK=1: small sizes, nothing kept)
+# make bench        time and memory against what else there is (three quarters of an hour; QUICK=1: small sizes, nothing kept)
 # make bench-check  what got slower between two result files [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]
 # make methods      train each method's small preset on a folder of images and write docs/methods.md: DATA=FOLDER
 #                   [MINUTES=5] [METHODS=simclr,mae] [THREADS=2] [JOBS=1]
