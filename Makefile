@@ -32,7 +32,7 @@ demo: $(VENV)/installed
 # kernels; and the kernels with each other instruction set.
 test: $(VENV)/installed
 	others=$$($(BIN)/python -c "from hsv_kernels import _C; print(*_C.cpu_isas()[1:])"); \
-	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -j $(JOBS) test-interpreted test-ahead-of-time test-kernels \
+	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory -j $(or $(JOBS),2) test-interpreted test-ahead-of-time test-kernels \
 		test-above-kernels $$(for isa in $$others; do echo test-kernels-on-$$isa; done)
 
 test-kernels:
