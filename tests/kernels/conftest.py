@@ -6,6 +6,7 @@ compiled CPU kernels of that instruction set and nothing else: tests with a para
 marked compiled. HSV_TEST_DEVICE=cuda runs what serves CUDA tensors and nothing else: "triton" and "cuda".
 """
 
+import ctypes
 import os
 from collections.abc import Iterator
 
@@ -13,6 +14,18 @@ import pytest
 import torch
 
 from hsv_kernels.backends import compiled_module, interpreting
+
+M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+def pytest_configure() -> None:
+    """Blocks of 1 MiB and more are mapped and unmapped one by one, which peak_memory counts on.
+
+    glibc raises that threshold whenever such a block is freed. Later ones then lie in the heap, and where a small block
+    has taken the beginning of a freed one, the next large one makes the heap grow.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
