@@ -23,6 +23,7 @@ from hsv.data.views import ViewSpec, centre_view, make_views
 __all__ = ["Batch", "ViewLoader", "default_workers", "plain_batches"]
 
 SIGTERM_GRACE = 10
+LONGEST_GAP = 1000  # images in a row that cannot be decoded
 
 
 @dataclass
@@ -53,8 +54,9 @@ class ViewLoader:
 
     Each epoch is a permutation of the source that depends on (seed, epoch); a step takes the next
     batch_size · world_size images of it, each rank its own part. What is left at the end of an epoch and does
-    not fill a step is dropped (other images in every epoch). Crops depend on (seed, epoch, image, slot). The
-    number of workers and what was read before change nothing.
+    not fill a step is dropped (other images in every epoch). Images that cannot be decoded are left out; a batch of
+    nothing else takes the next ones of the epoch instead. Crops depend on (seed, epoch, image, slot). The number of
+    workers and what was read before change nothing.
 
     Args:
         source: the images.
@@ -74,7 +76,7 @@ class ViewLoader:
 
     Raises:
         ValueError: a bad argument, or fewer images than a step needs.
-        RuntimeError: from the iterator, when no image of a batch can be decoded.
+        RuntimeError: from the iterator, when neither a batch nor the 1,000 images after it can be decoded.
     """
 
     def __init__(
@@ -155,16 +157,27 @@ class ViewBatches(Dataset):
         share = self.batch_size * self.world_size
         epoch, position = divmod(step, total // share)
         begin = position * share + self.rank * self.batch_size
-        wanted = self.order(epoch, total)[begin : begin + self.batch_size]
-        images, indices, failures = read_all(self.reader, wanted)
+        images, indices, failures = self.read(self.order(epoch, total), begin)
         if not images:
             named = "; ".join(f"{name}: {reason}" for name, reason in failures[:5])
-            raise RuntimeError(f"none of the {len(wanted)} images of step {step} can be decoded ({named}; …)")
+            raise RuntimeError(f"step {step}: none of {len(failures)} images in a row can be decoded ({named}; …)")
         views = [
             to_tensor(make_views(images, indices, spec, size_of(spec, self.size), (self.seed, epoch, slot)))
             for spec, slot in zip(self.requests, self.slots, strict=True)
         ]
         return Batch(step, epoch, torch.from_numpy(indices), views, failures)
+
+    def read(self, order: np.ndarray, begin: int) -> tuple[list, np.ndarray, list[tuple[str, str]]]:
+        """read_all of the batch at `begin`, or of the next one, around the end, in which anything can be read."""
+        failures: list[tuple[str, str]] = []
+        end = begin + min(len(order), self.batch_size + LONGEST_GAP)
+        for position in range(begin, end, self.batch_size):
+            wanted = np.arange(position, min(position + self.batch_size, end)) % len(order)
+            images, indices, failed = read_all(self.reader, order[wanted])
+            failures += failed
+            if images:
+                break
+        return images, indices, failures
 
     def order(self, epoch: int, total: int) -> np.ndarray:
         """The epoch's permutation, kept until the next one is asked for."""

@@ -66,20 +66,28 @@ class Hybrid(nn.Module):
         weighting: makes one loss of theirs.
         seed: of masks and noise.
         chunks: parts in which a batch is encoded; see `Encoder.transform`.
+        negatives: of contrastive losses; among those of "local" a loss at chance is that of a rank's own images.
 
     Raises:
         ValueError: views that the encoder cannot take, by the objective's name.
     """
 
     def __init__(
-        self, encoder: Encoder, objectives: dict[str, Objective], weighting: Weighting, seed: int, *, chunks: int = 1
+        self,
+        encoder: Encoder,
+        objectives: dict[str, Objective],
+        weighting: Weighting,
+        seed: int,
+        *,
+        chunks: int = 1,
+        negatives: str = "gather",
     ) -> None:
         super().__init__()
         for name, objective in objectives.items():
             for request in (*objective.requests, *objective.teacher_requests):
                 _check_view(name, request, encoder)
         self.encoder, self.objectives, self.weighting = encoder, nn.ModuleDict(objectives), weighting
-        self.seed, self.chunks = seed, chunks
+        self.seed, self.chunks, self.negatives = seed, chunks, negatives
         self.requests = _distinct(objective.requests for objective in objectives.values())
         self.teacher_requests = {
             key: _distinct(o.teacher_requests for o in objectives.values() if _teacher_key(o) == key)
@@ -112,10 +120,10 @@ class Hybrid(nn.Module):
         first_index = sum(counts[: rank()])
         student = self.encode(by_view, draw, first_index)
         teachers = self.encode_with_teachers(by_view, draw, first_index)
-        batch, logs, relative = sum(counts), {}, []
+        chances, logs, relative = self.chances(sum(counts)), {}, []
         for name, objective in self.objectives.items():
             loss = objective(Batch(by_view, student, teachers.get(_teacher_key(objective), {}), draw, counts))
-            relative.append(loss / (objective.chance(batch) or 1.0))
+            relative.append(loss / (chances[name] or 1.0))
             logs[f"loss/{name}"] = loss.detach()
         if self.weighting.measures(self.progress):
             logs |= self.weighting.measure(relative, [p for p in self.encoder.parameters() if p.requires_grad])
@@ -152,7 +160,8 @@ class Hybrid(nn.Module):
 
     def chances(self, batch: int) -> dict[str, float]:
         """Each objective's loss of a model that knows nothing, for so many images over all ranks."""
-        return {name: objective.chance(batch) for name, objective in self.objectives.items()}
+        compared = max(1, batch // world_size()) if self.negatives == "local" else batch
+        return {name: objective.chance(compared) for name, objective in self.objectives.items()}
 
     def prepare(self, images: Callable[[], Iterator[Tensor]]) -> None:
         """What objectives fit to the training images before the first step; see `Objective.prepare`."""
@@ -212,4 +221,5 @@ def build_hybrid(config: Config, encoder: Encoder) -> Hybrid:
         objectives[name] = OBJECTIVES[name](encoder, config, objectives)
     objectives = {name: objectives[name] for name in config.objectives}
     weighting = Weighting(objectives, config.weighting)
-    return Hybrid(encoder, objectives, weighting, config.run.seed, chunks=config.run.contrastive_chunks)
+    run = config.run
+    return Hybrid(encoder, objectives, weighting, run.seed, chunks=run.contrastive_chunks, negatives=run.negatives)

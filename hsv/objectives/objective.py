@@ -58,7 +58,7 @@ class Objective(nn.Module):
     progress: Progress = Progress(0, 1, 1)
 
     def chance(self, batch: int) -> float:
-        """The loss of a model that knows nothing, for `batch` images over all ranks; 0 where there is no such value."""
+        """The loss of a model that knows nothing, among `batch` images; 0 where there is no such value."""
         raise NotImplementedError
 
     def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:

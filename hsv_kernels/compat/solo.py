@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hsv_kernels.compat.centre import moved
 from hsv_kernels.compat.contrast import gathered, inverse, queue_losses
 from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
-from hsv_kernels.compat.shapes import require_shape
+from hsv_kernels.compat.shapes import expanded, require_shape
 from hsv_kernels.distributed import distillation_loss, mean_over_ranks, world_size
 from hsv_kernels.functional import negative_cosine, similarity_logsumexp
 from hsv_kernels.rows import unit_rows
@@ -57,11 +57,14 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
 def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
     """InfoNCE of queries [N, D] against their keys [N, D] and a queue [D, K], all of unit length; the mean.
 
+    A key's N and D and the queue's D may be 1, for the same in every row or column.
+
     Raises:
         RuntimeError: other shapes.
     """
-    require_shape("key", key, query.shape)
-    require_shape("queue", queue, (query.shape[1], queue.shape[-1]))
+    N, D = len(query), query.shape[-1]
+    require_shape("query", query, (N, D))
+    key, queue = expanded("key", key, (N, D)), expanded("queue", queue, (D, queue.shape[-1]))
     return queue_losses(query, key, queue.T, temperature).mean()
 
 

@@ -47,7 +47,8 @@ def test_simclr_at_temperatures_where_the_exponential_overflows() -> None:
 
 
 def mocov2plus(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
-    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue], dim=1) / temperature
+    positive, negatives = torch.einsum("nc,nc->n", query, key), torch.einsum("nc,ck->nk", query, queue)
+    logits = torch.cat([positive[:, None], negatives], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long))
 
 
@@ -58,6 +59,12 @@ def test_mocov2plus(batch: int, temperature: float) -> None:
     q, k = q.requires_grad_(), k.requires_grad_()
     assert_same(mocov2plus, solo.mocov2plus_loss_func, q, k, queue.T.contiguous(), temperature)
     assert_same(mocov2plus, solo.mocov2plus_loss_func, (2 * q).detach().requires_grad_(), k, queue.T, temperature)
+
+
+@pytest.mark.parametrize(("key", "queue"), [((1, 16), (16, 9)), ((4, 1), (1, 9)), ((1, 1), (16, 1))])
+def test_mocov2plus_of_one_for_all(key: tuple[int, int], queue: tuple[int, int]) -> None:
+    q, k = leaves((4, 16), key)
+    assert_same(mocov2plus, solo.mocov2plus_loss_func, q, k, torch.randn(queue))
 
 
 def test_mocov2plus_while_the_queue_is_overwritten() -> None:

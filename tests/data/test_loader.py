@@ -124,9 +124,21 @@ def test_failures_are_named_and_left_out():
     assert sum(len(b.failures) for b in found) >= 1
 
 
+def test_a_batch_of_failures_takes_the_next_images():
+    source = Flaky(every=2)
+    found = batches(source, batch_size=1, num_steps=20, channels=3)
+    order = batches(ArraySource(digits().images[: len(source)]), batch_size=1, num_steps=len(source))
+    order = [b.indices.item() for b in order]
+    for step, batch in enumerate(found):
+        after = [*order[step:], *order]
+        readable = next(i for i in after if i % 2)
+        assert batch.indices.tolist() == [readable]
+        assert [name for name, _ in batch.failures] == [f"file-{i}" for i in after[: after.index(readable)]]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batch_of_failures_is_an_error_that_names_them(workers):
-    with pytest.raises(RuntimeError, match=r"none of the 16 images of step 0.*file-\d+: broken on purpose"):
+def test_nothing_but_failures_is_an_error_that_names_them(workers):
+    with pytest.raises(RuntimeError, match=r"step 0: none of \d+ images in a row.*file-\d+: broken on purpose"):
         batches(Flaky(every=1), workers=workers)
     assert not multiprocessing.active_children()
 

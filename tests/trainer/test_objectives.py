@@ -119,11 +119,19 @@ def test_decoder_learns_a_constant_texture():
     torch.testing.assert_close(filled, images, rtol=0, atol=0.5)
 
 
+def test_chance_of_local_negatives(monkeypatch):
+    hybrid = hybrid_for(["simclr"])
+    monkeypatch.setattr("hsv.objectives.hybrid.world_size", lambda: 4)
+    hybrid.negatives = "local"
+    assert hybrid.chances(256)["simclr"] == pytest.approx(math.log(127))
+
+
 def test_chance_levels():
     hybrid = hybrid_for(["simclr", "mae"])
     assert hybrid.objectives["simclr"].chance(256) == pytest.approx(math.log(511))
     assert hybrid.objectives["simclr"].chance(1) == 0
     assert hybrid.objectives["mae"].chance(256) == 1
+    assert hybrid.chances(256) == {"simclr": pytest.approx(math.log(511)), "mae": 1}
     untrained = hybrid(views(hybrid, 64), draw=0)[1]
     assert 0.5 < untrained["loss/simclr"] / math.log(127) < 1.5
     assert 0.5 < untrained["loss/mae"] < 3
