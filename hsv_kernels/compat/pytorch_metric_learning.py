@@ -41,7 +41,8 @@ class _PairLoss(nn.Module):
         distance: None or CosineSimilarity(), which normalise rows; DotProductSimilarity(normalize_embeddings=False)
             takes them as they are.
         reducer: None is the loss's own; MeanReducer() or AvgNonZeroReducer().
-        embedding_regularizer, embedding_reg_weight, collect_stats: their defaults alone.
+        embedding_regularizer, collect_stats: their defaults alone.
+        embedding_reg_weight: without effect, for there is no regulariser.
 
     Raises:
         NotImplementedError: another distance or reducer, a regulariser, statistics.
