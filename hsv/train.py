@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import re
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor
 from tqdm import tqdm
 
-from hsv.checkpoint import find_checkpoint, read_checkpoint, restore, save_checkpoint
+from hsv.checkpoint import find_checkpoint, restore, save_checkpoint
 from hsv.config import Config
 from hsv.data import (
     Batch,
@@ -33,16 +31,23 @@ from hsv.data import (
     sample_images,
     statistics,
 )
+from hsv.describe import describe
 from hsv.export import build_encoder, export_encoder
 from hsv.initialise import initialise
 from hsv.monitor import MetricLog, verdicts
-from hsv.objectives import Hybrid, Objective, build_hybrid
+from hsv.objectives import Hybrid, build_hybrid
 from hsv.optim import adamw, clipped_parameters, learning_rate_factor, set_learning_rate, set_weight_decay
+from hsv.run_folder import claim_run_folder, name_failures
 from hsv.schedules import Progress, capped
 from hsv.signals import StopSignals
 from hsv_kernels import use_backend
 
 __all__ = ["RunSummary", "Trainer", "pretrain"]
+
+REHEARSAL_WARMUP = 2  # steps before the clock starts
+REHEARSAL_STEPS = 4  # at least
+REHEARSAL_SECONDS = 1.8  # for each minute of the run: 3 % of it
+ENDLESS = 10**6  # steps, of which a rehearsal takes the first few
 
 
 @dataclass
@@ -91,7 +96,7 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     )
     if config.run.device == "cuda" and accelerator.device.type != "cuda":
         raise ValueError("run.device: got 'cuda', and torch sees no CUDA device; allowed: 'auto' or 'cpu'")
-    state = _claim_run_folder(config, resume)
+    state = claim_run_folder(config, resume)
     if state and config.minutes:
         config.run.steps, config.minutes = _measured_steps(state, config.minutes), None
     source = open_source(config.data, split="train", limit=config.input.limit)
@@ -142,8 +147,7 @@ class Trainer:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.run_dir / "config.yaml")
             if run.progress:
-                tqdm.write(self.describe())
-        log = MetricLog(self.run_dir, start or None) if main else None
+                tqdm.write(describe(self))
         bar = tqdm(
             total=self.steps * run.batch_size,
             initial=start * run.batch_size,
@@ -151,7 +155,12 @@ class Trainer:
             disable=not (main and run.progress),
         )
         clock = time.perf_counter()
-        with bar, StopSignals() as stop, closing(self.batches(start, self.steps)) as every_batch:
+        with (
+            MetricLog(self.run_dir, start or None) if main else nullcontext() as log,
+            bar,
+            StopSignals() as stop,
+            closing(self.batches(start, self.steps)) as every_batch,
+        ):
             for batches in every_batch:
                 logs = self.step(step, batches)
                 step += 1
@@ -171,8 +180,6 @@ class Trainer:
                     save_checkpoint(self.run_dir, step, self.hybrid, self.optimiser, self.config, keep=run.keep)
                 if stopping:
                     break
-        if log:
-            log.close()
         return self.finish(step, metrics, failures, stop.number)
 
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -266,31 +273,22 @@ class Trainer:
         call = ""
         if self.accelerator.is_main_process:
             call = export_encoder(self.hybrid.exported(self.config.run.export), self.run_dir)
-            self._name_failures(everyones)
+            name_failures(self.run_dir, everyones)
         self.accelerator.wait_for_everyone()
         speed = metrics.get("images_per_second", 0.0)
         chances = self.hybrid.chances(self.config.run.batch_size // self.config.run.accumulate)
         return RunSummary(
-            self.run_dir,
-            find_checkpoint(self.run_dir),
-            step,
-            self.steps,
-            speed,
-            call,
-            metrics,
-            verdicts(metrics, chances),
-            everyones,
-            signal,
+            run_dir=self.run_dir,
+            checkpoint=find_checkpoint(self.run_dir),
+            step=step,
+            steps=self.steps,
+            images_per_second=speed,
+            encoder_call=call,
+            metrics=metrics,
+            warnings=verdicts(metrics, chances),
+            failures=everyones,
+            stopped_by=signal,
         )
-
-    def _name_failures(self, failures: dict[str, str]) -> None:
-        """Append to failures.jsonl the files that it does not name yet."""
-        path = self.run_dir / "failures.jsonl"
-        known = {json.loads(line)["name"] for line in path.read_text().splitlines()} if path.exists() else set()
-        lines = [json.dumps({"name": n, "reason": r}) + "\n" for n, r in failures.items() if n not in known]
-        if lines:
-            with path.open("a") as file:
-                file.writelines(lines)
 
     def settle_length(self) -> tuple[int, int]:
         """Steps of the run and of its warm-up."""
@@ -314,79 +312,23 @@ class Trainer:
         """Steps of a pass over the data."""
         return len(self.source) // self.config.run.batch_size
 
-    def describe(self) -> str:
-        """What is about to happen, with everything resolved."""
-        run, encoder = self.config.run, self.hybrid.encoder
-        epochs = self.steps * run.batch_size / len(self.source)
-        weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-        rate, precision = self.optimiser.param_groups[0]["base_lr"], "bf16" if self.bf16 else "fp32"
-        lines = [
-            f"{self.run_dir}: {' + '.join(self.hybrid.objectives)} on {len(self.source):,} images, "
-            f"{encoder.name} with {weights:.1f} M weights",
-            f"{self.steps:,} steps of {run.batch_size} images ({epochs:.1f} epochs), warm-up {self.warmup:,}, "
-            f"learning rate {rate:g}, {precision} on {self.accelerator.num_processes} × {self.accelerator.device.type}",
-        ]
-        decay, end = self.config.optimiser.weight_decay, self.config.optimiser.weight_decay_end
-        lines.append(f"weight decay {decay:g}" + ("" if end is None else f" → {end:g} along a cosine"))
-        if len(self.hybrid.objectives) > 1:
-            lines.append(f"loss weights: {self.hybrid.weighting.describe()}")
-        width = max(map(len, self.hybrid.objectives))
-        for name, objective in self.hybrid.objectives.items():
-            lines += [f"  {name:{width}}  {line}" for line in self.schedules(objective)]
-        if run.accumulate > 1:
-            lines.append(
-                f"a micro-batch contrasts its own {run.batch_size // run.accumulate} images, not those of the step; "
-                "run.contrastive_chunks saves memory without that"
-            )
-        return "\n".join(lines)
-
-    def schedules(self, objective: Objective) -> list[str]:
-        """What an objective's own schedules come to in this run."""
-        lines = objective.schedule(self.steps, self.epoch)
-        if objective.momentum is not None:
-            rise = " → 1" if objective.momentum_rises else ""
-            lines = [f"teacher's momentum {objective.momentum:g}{rise}", *lines]
-        rate = self.optimiser.param_groups[0]["base_lr"]
-        named = {id(module): name for name, module in objective.named_modules()}
-        lines += [
-            f"{named[id(m)]}'s learning rate {scale * rate:g}" for m, scale in objective.lr_scales() if scale != 1
-        ]
-        return lines
-
     def measure(self, minutes: float) -> int:
         """Steps that take `minutes`, from a rehearsal of about 3 % of that time, after which nothing has changed."""
         model, optimiser = copy.deepcopy(self.hybrid.state_dict()), copy.deepcopy(self.optimiser.state_dict())
-        self.steps, self.warmup = 10**9, 0
+        self.steps, self.warmup = ENDLESS, 0
         clock, measured, seconds = 0.0, 0, 0.0
-        with closing(self.batches(0, 10**6)) as every_batch:
+        with closing(self.batches(0, ENDLESS)) as every_batch:
             for number, batches in enumerate(every_batch):
                 if number == REHEARSAL_WARMUP:
                     clock = time.perf_counter()
                 self.step(1, batches)["loss/total"].item()  # waits for the device; step 1 measures as little as most
                 if number >= REHEARSAL_WARMUP:
                     measured, seconds = measured + 1, time.perf_counter() - clock
-                if broadcast_object_list([measured >= 4 and seconds > 1.8 * minutes])[0]:
+                if broadcast_object_list([measured >= REHEARSAL_STEPS and seconds > REHEARSAL_SECONDS * minutes])[0]:
                     break
         self.hybrid.load_state_dict(model)
         self.optimiser.load_state_dict(optimiser)
         return broadcast_object_list([max(1, round(minutes * 60 * measured / seconds))])[0]
-
-
-REHEARSAL_WARMUP = 2
-
-
-def _claim_run_folder(config: Config, resume: bool) -> dict | None:
-    """Settle `config.output` and return the checkpoint to go on from, if any."""
-    if resume:
-        if config.output is None:
-            raise ValueError("output: got None; allowed: the folder of the run to resume")
-        return read_checkpoint(config.output)
-    if config.output is None:
-        name = re.sub(r"[^\w.-]+", "-", Path(config.data).name).strip("-.") or "run"
-        config.output = broadcast_object_list([f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"])[0]
-    if find_checkpoint(config.output):
-        raise ValueError(f"output: got {config.output!r}, which holds a run; allowed: another folder, or to resume it")
-    return None
 
 
 def _measured_steps(state: dict, minutes: float) -> int:

@@ -90,18 +90,8 @@ def evaluate(
     table = []
     for name, row_pool, features in rows:
         bank, queries = labelled_parts(features, train, test, seed)
-        parts = (bank.x, bank.labels, queries.x, queries.labels)
-        few = few_label_accuracy(*parts, per_class=per_class, draws=draws, seed=seed)
-        table.append(
-            {
-                "name": name,
-                "pool": row_pool,
-                "knn": knn_accuracy(*parts, k=k),
-                "few_label": few.mean,
-                "few_label_std": few.std,
-                "linear": linear_accuracy(*parts, seed=seed),
-            }
-        )
+        accuracies = _accuracies(bank, queries, k=k, per_class=per_class, draws=draws, seed=seed)
+        table.append({"name": name, "pool": row_pool} | accuracies)
     result = {
         "checkpoint": str(find_checkpoint(checkpoint) or checkpoint),
         "data": str(data),
@@ -116,10 +106,25 @@ def evaluate(
         "failures": bank.failures + queries.failures,
     }
     folder = run_folder(checkpoint)
-    target = Path(output) if output is not None else folder / "evaluation.json" if folder else None
-    if target is not None:
-        target.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if output is None and folder is not None:
+        output = folder / "evaluation.json"
+    if output is not None:
+        Path(output).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return result
+
+
+def _accuracies(
+    bank: Features, queries: Features, *, k: int, per_class: int, draws: int, seed: int
+) -> dict[str, float]:
+    """Of `queries`, by what `bank` and its labels teach."""
+    parts = (bank.x, bank.labels, queries.x, queries.labels)
+    few = few_label_accuracy(*parts, per_class=per_class, draws=draws, seed=seed)
+    return {
+        "knn": knn_accuracy(*parts, k=k),
+        "few_label": few.mean,
+        "few_label_std": few.std,
+        "linear": linear_accuracy(*parts, seed=seed),
+    }
 
 
 def embed(

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hsv.config import Config
-from hsv.models import Encoder, teacher_of
+from hsv.models import Encoder
 from hsv.objectives.crops import local_requests
-from hsv.objectives.distillation import Distillation, distillation_head
+from hsv.objectives.distillation import Distillation, SelfDistillation
 from hsv.objectives.objective import Batch, Objective
 from hsv.objectives.request import Request, View
 
 __all__ = ["DINO"]
 
 
-class DINO(Objective):
+class DINO(SelfDistillation):
     """With q the momentum encoder's distribution over K prototypes for a large crop, sharpened by τ_t and centred, and
     p the student's for any other crop,
 
@@ -33,17 +30,12 @@ class DINO(Objective):
     a sharp teacher that follows; mean pooling; a constant decay.
     """
 
-    error = False
-
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
-        super().__init__()
-        self.config, self.momentum = config.dino, config.dino.momentum
+        super().__init__(encoder, config.dino)
         specs = self.config.global_view, self.config.second_global_view
         self.teacher_requests = [Request(View(spec, slot)) for slot, spec in enumerate(specs)]
         small = local_requests(encoder, self.config.local_view, self.config.num_locals)
         self.requests = [*self.teacher_requests, *small]
-        self.head = distillation_head(encoder.dim, self.config)
-        self.teacher_head = teacher_of(self.head)
         self.distillation = Distillation(self.config, self.config.out_dim)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -53,17 +45,6 @@ class DINO(Objective):
             pooled = [batch.teacher[request].pool(self.config.pool) for request in self.teacher_requests]
             teacher = self.teacher_head(torch.cat(pooled)).unflatten(0, (2, len(batch)))  # [2, B, K]
         return self.distillation(student, teacher, self.progress)
-
-    def chance(self, batch: int) -> float:
-        """ln K: every prototype as likely."""
-        return math.log(self.config.out_dim)
-
-    def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        yield self.teacher_head, self.head
-
-    def before_update(self) -> None:
-        if self.progress.within(self.config.freeze_last_epochs):
-            self.head[-1].weight.grad = None
 
     def schedule(self, steps: int, epoch: int) -> list[str]:
         return self.distillation.schedule(steps, epoch)

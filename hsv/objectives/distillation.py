@@ -1,18 +1,43 @@
-"""What DINO and iBOT share: the head, the centre of the teacher's logits and the schedule of its temperature."""
+"""What DINO and iBOT share: heads, the centre of the teacher's logits and the schedule of its temperature."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hsv.config.distillation import SelfDistillationConfig
-from hsv.models import Prototypes, mlp
+from hsv.models import Encoder, Prototypes, mlp, teacher_of
+from hsv.objectives.objective import Objective
 from hsv.schedules import Progress, capped
 from hsv_kernels.distributed import distillation_loss, sinkhorn_centre
 
-__all__ = ["Distillation", "distillation_head"]
+__all__ = ["Distillation", "SelfDistillation"]
+
+
+class SelfDistillation(Objective):
+    """Base of both: a head of K prototypes and its teacher; the prototypes are frozen at first."""
+
+    error = False
+
+    def __init__(self, encoder: Encoder, config: SelfDistillationConfig) -> None:
+        super().__init__()
+        self.config, self.momentum = config, config.momentum
+        self.head = distillation_head(encoder.dim, config)
+        self.teacher_head = teacher_of(self.head)
+
+    def chance(self, batch: int) -> float:
+        """ln K: every prototype as likely."""
+        return math.log(self.config.out_dim)
+
+    def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        yield self.teacher_head, self.head
+
+    def before_update(self) -> None:
+        if self.progress.within(self.config.freeze_last_epochs):
+            self.head[-1].weight.grad = None
 
 
 def distillation_head(dim: int, config: SelfDistillationConfig) -> nn.Sequential:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from hsv.config import Config
 from hsv.data.hashing import Stream, uniform
-from hsv.models import Encoder, teacher_of
+from hsv.models import Encoder
 from hsv.objectives.blocks import block_masks
 from hsv.objectives.crops import local_requests
-from hsv.objectives.distillation import Distillation, distillation_head
+from hsv.objectives.distillation import Distillation, SelfDistillation
 from hsv.objectives.objective import Batch, Objective
 from hsv.objectives.request import Encoded, Replace, Request, View
 
 __all__ = ["IBOT"]
 
 
-class IBOT(Objective):
+class IBOT(SelfDistillation):
     """DINO's loss of class tokens (or what `pool` says), of masked large crops and small ones against the other large
     crop as the momentum encoder sees it whole; and the same cross-entropy between the tokens of each masked patch in
     one large crop,
@@ -33,11 +33,9 @@ class IBOT(Objective):
     (1 epoch) are at most a tenth of the run. The preset for 32 pixels differs as DINO's does.
     """
 
-    error = False
-
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
-        super().__init__()
-        self.config, self.momentum, self.seed = config.ibot, config.ibot.momentum, config.run.seed
+        super().__init__(encoder, config.ibot)
+        self.seed = config.run.seed
         self.grid = encoder.grid
         most = (self.config.mask_ratio + self.config.mask_ratio_spread) * encoder.num_patches
         if most < 1 and self.config.mask_probability:
@@ -49,8 +47,6 @@ class IBOT(Objective):
         self.masked = [Request(view, Replace("ibot")) for view in views]
         self.requests = [*self.masked, *local_requests(encoder, self.config.local_view, self.config.num_locals)]
         self.mask_token = nn.Parameter(torch.zeros(encoder.dim))
-        self.head = distillation_head(encoder.dim, self.config)
-        self.teacher_head = teacher_of(self.head)
         self.image_loss = Distillation(self.config, self.config.out_dim)
         self.patch_loss = Distillation(self.config, self.config.out_dim)
 
@@ -86,14 +82,7 @@ class IBOT(Objective):
 
     def chance(self, batch: int) -> float:
         """ln K for the crops and ln K for the patches of images that are masked."""
-        return math.log(self.config.out_dim) * (1 + self.config.mask_probability)
-
-    def teacher_heads(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        yield self.teacher_head, self.head
-
-    def before_update(self) -> None:
-        if self.progress.within(self.config.freeze_last_epochs):
-            self.head[-1].weight.grad = None
+        return super().chance(batch) * (1 + self.config.mask_probability)
 
     def schedule(self, steps: int, epoch: int) -> list[str]:
         return self.image_loss.schedule(steps, epoch)
