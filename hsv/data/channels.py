@@ -13,7 +13,7 @@ MODES = {1: "L", 3: "RGB"}
 def check_channels(channels: int) -> None:
     """Raise ValueError unless `channels` is 1 or 3."""
     if channels not in MODES:
-        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}")
+        raise ValueError(f"channels: got {channels!r}; allowed: 1 (grey) or 3 (RGB)")
 
 
 def to_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image:
@@ -46,7 +46,9 @@ def from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        raise ValueError(f"image must be uint8 [H, W], [H, W, 1] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(
+            f"image: got {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [H, W], [H, W, 1] or [H, W, 3]"
+        )
     return Image.fromarray(pixels)
 
 

@@ -44,7 +44,7 @@ def photometric(
         float32 [B, C, H, W]: (colour / 255 − mean) / std.
     """
     if views.dtype != torch.uint8 or views.ndim != 4:
-        raise ValueError(f"views must be uint8 [B, C, H, W], got {views.dtype} {list(views.shape)}")
+        raise ValueError(f"views: got {views.dtype} {list(views.shape)}; allowed: uint8 [B, C, H, W]")
     B, C, H, W = views.shape
     draws = draw(spec, key, B, C)
     order = [name for name in uniform_order((Stream.COLOUR, *key)) if name in draws]
@@ -70,7 +70,7 @@ def affine(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[
     """scale and offset [1, C, 1, 1] with (x − mean) / std = x · scale + offset."""
     C = views.shape[1]
     if len(mean) != C or len(std) != C or not min(std) > 0:
-        raise ValueError(f"mean and std must have {C} values and std be positive, got {mean!r} and {std!r}")
+        raise ValueError(f"mean, std: got {mean!r}, {std!r}; allowed: {C} values each, std > 0")
     m = torch.tensor(mean, dtype=torch.float64).view(1, C, 1, 1)
     s = torch.tensor(std, dtype=torch.float64).view(1, C, 1, 1)
     return tuple(t.float().to(views.device, non_blocking=True) for t in (1 / s, -m / s))

@@ -99,7 +99,7 @@ class ViewLoader:
     ) -> None:
         check_channels(channels)
         if not requests:
-            raise ValueError("requests must name at least one view, got none")
+            raise ValueError("requests: got none; allowed: one view or more")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("num_steps", num_steps, 0),
@@ -108,13 +108,13 @@ class ViewLoader:
             ("world_size", world_size, 1),
         ):
             if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+                raise ValueError(f"{name}: got {value}; allowed: whole numbers from {least}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+            raise ValueError(f"rank: got {rank}; allowed: 0 to {world_size - 1}")
         if len(source) < batch_size * world_size:
             raise ValueError(
-                f"batch_size must not exceed the number of images ({len(source)}), got {batch_size}"
-                + (f" on each of {world_size} ranks" if world_size > 1 else "")
+                f"batch_size: got {batch_size} on each of {world_size} ranks; "
+                f"allowed: together at most the number of images, {len(source)}"
             )
         self.steps_per_epoch = len(source) // (batch_size * world_size)
         self.start_step, self.num_steps = start_step, num_steps
@@ -220,7 +220,7 @@ def plain_batches(
     """
     check_channels(channels)
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise ValueError(f"batch_size: got {batch_size}; allowed: whole numbers from 1")
     size = as_size(image_size)
     reader = ImageReader(source, channels, min_side=2 * max(size), limit=0)
     batches = PlainBatches(reader, size, batch_size)
@@ -281,7 +281,7 @@ def as_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or as two."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"image_size must be a number of pixels or (height, width), got {image_size!r}")
+        raise ValueError(f"image_size: got {image_size!r}; allowed: a number of pixels or (height, width)")
     return size
 
 

@@ -52,9 +52,11 @@ class ShardSource(Source):
             try:
                 self._index(number, where, keys, labels, limit)
             except (tarfile.TarError, OSError, EOFError) as error:
-                raise ValueError(f"shard {file!r} is damaged: {reason_of(error)}") from error
+                raise ValueError(
+                    f"data: got the shard {file!r}, which is damaged ({reason_of(error)}); allowed: whole tar files"
+                ) from error
         if not where:
-            raise ValueError(f"no image in the shards {self.files}")
+            raise ValueError(f"data: got {self.files}, without an image; allowed: shards with images")
         self.where = np.array(where, dtype=np.int64)
         found = [labels.get(key) for key in keys]
         if all(label is not None for label in found):
@@ -97,8 +99,8 @@ class ShardSource(Source):
     def _check_memory(self) -> None:
         if len(self.buffer) > STREAM_LIMIT:
             raise ValueError(
-                f"compressed shards are held in memory, and these have more than {STREAM_LIMIT >> 30} GiB of "
-                "images; decompress them (gunzip -k): plain .tar files are read in place"
+                f"data: got more than {STREAM_LIMIT >> 30} GiB of images in compressed shards, which are held in memory; "
+                "allowed: plain .tar files (gunzip -k), which are read in place"
             )
 
     def __len__(self) -> int:
@@ -132,4 +134,4 @@ def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{name} must hold one integer, got {text[:40]!r}") from None
+        raise ValueError(f"{name}: got {text[:40]!r}; allowed: one integer") from None

@@ -74,9 +74,9 @@ class ArraySource(Source):
         prefix: str = "image",
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise ValueError(f"images must be uint8 [N, H, W, 1 or 3], got {images.dtype} {list(images.shape)}")
+            raise ValueError(f"images: got {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W, 1 or 3]")
         if labels is not None and len(labels) != len(images):
-            raise ValueError(f"labels must have one entry per image ({len(images)}), got {len(labels)}")
+            raise ValueError(f"labels: got {len(labels)}; allowed: one for each of {len(images)} images")
         self.images = images
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.classes = classes
@@ -108,10 +108,10 @@ class FolderSource(Source):
     def __init__(self, root: str | Path, limit: int | None = None, classes: list[str] | None = None) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise ValueError(f"data must be a folder, got {str(root)!r}")
+            raise ValueError(f"data: got {str(root)!r}; allowed: a folder")
         self.paths = sorted(image_paths(self.root))
         if not self.paths:
-            raise ValueError(f"data: no image file below {str(root)!r}")
+            raise ValueError(f"data: got {str(root)!r}, with no image file below; allowed: a folder with images")
         if classes is None:
             classes = class_folders(self.paths)
         if limit is not None and limit < len(self.paths):
@@ -184,9 +184,9 @@ def open_source(data: str | Path, *, split: str = "train", limit: int | None = N
         ValueError: nothing there, damaged shards, or a limit below 1.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {sorted(SPLITS)}, got {split!r}")
+        raise ValueError(f"split: got {split!r}; allowed: {sorted(SPLITS)}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+        raise ValueError(f"limit: got {limit}; allowed: whole numbers from 1")
     if str(data) == "digits":
         return first(digits(split), limit)
     shards = find_shards(data)
@@ -207,7 +207,7 @@ def open_folder(root: Path, split: str, limit: int | None) -> Source:
     """The folder itself or its split's sub-folder, with one numbering of classes for both splits."""
     if not root.is_dir():
         raise ValueError(
-            f"data must be 'digits', a folder of images, or a folder, file or glob of tar shards; got {str(root)!r}"
+            f"data: got {str(root)!r}; allowed: 'digits', a folder of images, or a folder, file or glob of tar shards"
         )
     parts = {s: next((root / n for n in names if (root / n).is_dir()), None) for s, names in SPLITS.items()}
     if parts["train"] is None:

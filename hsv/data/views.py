@@ -64,7 +64,7 @@ class ViewSpec:
         for name in ("flip", "jitter_prob", "grayscale", "blur", "solarize"):
             self._check(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
         for name in ("brightness", "contrast", "saturation"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
+            self._check(name, getattr(self, name) >= 0, "numbers >= 0")
         self._check("hue", 0 <= self.hue <= 0.5, "in [0, 0.5]")
         self._check("size", self.size is None or (self.size >= 1 and self.size == int(self.size)), "at least 1 pixel")
         whole = self.shift >= 0 and self.shift == int(self.shift)
@@ -76,7 +76,7 @@ class ViewSpec:
 
     def _check(self, name: str, good: bool, allowed: str) -> None:
         if not good:
-            raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+            raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed: {allowed}")
 
 
 SIMCLR_224 = ViewSpec(

@@ -26,12 +26,12 @@ def nearest_neighbours(
     """
     bank, queries = check_features(bank, "bank"), check_features(queries, "queries")
     if bank.shape[1] != queries.shape[1]:
-        raise ValueError(f"queries: width {queries.shape[1]} given; the bank's width {bank.shape[1]} is allowed")
+        raise ValueError(f"queries: got width {queries.shape[1]}; allowed: that of the bank, {bank.shape[1]}")
     if exclude_self and len(bank) != len(queries):
-        raise ValueError(f"queries: {len(queries)} rows given; exclude_self allows the bank's {len(bank)} rows")
+        raise ValueError(f"queries: got {len(queries)} rows; allowed with exclude_self: those of the bank, {len(bank)}")
     most = len(bank) - int(exclude_self)
     if not 1 <= k <= most:
-        raise ValueError(f"k: {k} given; 1 to {most} is allowed for a bank of {len(bank)} rows")
+        raise ValueError(f"k: got {k}; allowed: 1 to {most} for a bank of {len(bank)} rows")
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     parts = []
     for start in range(0, len(queries), chunk):
@@ -59,7 +59,7 @@ def knn_accuracy(
     bank, bank_labels = check_labelled(bank, bank_labels, "bank")
     queries, labels = check_labelled(queries, labels, "queries")
     if not temperature > 0:
-        raise ValueError(f"temperature: {temperature} given; positive numbers are allowed")
+        raise ValueError(f"temperature: got {temperature}; allowed: numbers > 0")
     similarity, index = nearest_neighbours(bank, queries, min(k, len(bank)))
     classes, position = bank_labels.unique(return_inverse=True)
     weight = ((similarity - similarity[:, :1]) / temperature).exp()  # [n, k], the nearest one votes 1

@@ -70,7 +70,7 @@ def few_label_accuracy(
     train, y = check_labelled(train, train_labels, "train")
     test, test_y = check_labelled(test, test_labels, "test")
     if per_class < 1 or draws < 1:
-        raise ValueError(f"per_class, draws: {per_class}, {draws} given; whole numbers from 1 are allowed")
+        raise ValueError(f"per_class, draws: got {per_class}, {draws}; allowed: whole numbers from 1")
     classes, y = y.unique(return_inverse=True)
     generator = torch.Generator().manual_seed(seed)
     accuracies = []

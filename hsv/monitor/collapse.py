@@ -14,7 +14,7 @@ STUCK = 0.99  # of the loss at chance
 
 def _check(z: Tensor) -> Tensor:
     if z.ndim != 2 or z.shape[0] < 1:
-        raise ValueError(f"z: shape {list(z.shape)} given; features [n, D] with n ≥ 1 are allowed")
+        raise ValueError(f"z: got shape {list(z.shape)}; allowed: features [n, D] with n ≥ 1")
     return z.detach().float()
 
 

@@ -39,7 +39,7 @@ class MetricLog:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """values: numbers or 0-dim tensors by name; `step` is not a name."""
         if "step" in values:
-            raise ValueError("values: a metric named 'step' was given; any other name is allowed")
+            raise ValueError("values: got a metric named 'step'; allowed: any other name")
         row = {name: float(value) for name, value in values.items()}
         self._lines.write(_line({"step": int(step), **row}))
         self._lines.flush()

@@ -206,7 +206,7 @@ def _picture(pixels: np.ndarray, alt: str) -> str:
     """An <img> with its PNG inside; pictures of few pixels are enlarged without smoothing."""
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(f"pixels: {pixels.dtype} {list(pixels.shape)} given; uint8 [H, W, 1 or 3] is allowed")
+        raise ValueError(f"pixels: got {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [H, W, 1 or 3]")
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -146,9 +146,9 @@ def test_autocast_does_not_lower_the_precision():
 
 def test_bad_arguments_are_named():
     views = as_bytes(colours())
-    with pytest.raises(ValueError, match="views must be uint8"):
+    with pytest.raises(ValueError, match="views: got"):
         photometric(views.float(), MAE, (0,), MEAN, STD)
-    with pytest.raises(ValueError, match="mean and std must have 3 values"):
+    with pytest.raises(ValueError, match=r"mean, std: got .*; allowed: 3 values"):
         photometric(views, MAE, (0,), MEAN[:1], STD)
-    with pytest.raises(ValueError, match="std be positive"):
+    with pytest.raises(ValueError, match="std > 0"):
         normalise(views, MEAN, (0.0, 1.0, 1.0))

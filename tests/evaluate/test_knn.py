@@ -59,11 +59,11 @@ def test_a_class_missing_from_the_bank_is_missed():
 
 def test_errors_name_the_argument():
     x, y = _random(6, 4, 7), torch.arange(6)
-    with pytest.raises(ValueError, match="k: 0 given"):
+    with pytest.raises(ValueError, match="k: got 0"):
         nearest_neighbours(x, x, 0)
-    with pytest.raises(ValueError, match="k: 6 given; 1 to 5"):
+    with pytest.raises(ValueError, match="k: got 6; allowed: 1 to 5"):
         nearest_neighbours(x, x, 6, exclude_self=True)
-    with pytest.raises(ValueError, match="queries: width 3"):
+    with pytest.raises(ValueError, match="queries: got width 3"):
         nearest_neighbours(x, x[:, :3], 1)
     with pytest.raises(ValueError, match="bank: 1 of 6 rows hold NaN"):
         knn_accuracy(torch.cat([x[:5], x[:1] * torch.nan]), y, x, y)

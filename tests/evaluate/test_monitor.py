@@ -35,7 +35,7 @@ def test_one_row_does_not_vary(measure):
 @pytest.mark.parametrize("measure", [feature_spread, effective_rank])
 def test_measures_refuse_other_shapes(measure):
     for shape in [(4,), (0, 4), (2, 3, 4)]:
-        with pytest.raises(ValueError, match="z: shape"):
+        with pytest.raises(ValueError, match="z: got shape"):
             measure(torch.zeros(shape))
 
 

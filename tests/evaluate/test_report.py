@@ -84,7 +84,7 @@ def test_an_empty_report_is_a_page_and_everything_is_escaped():
     for text in ("<mae>", "<note>", "<w>", "<q>", "<n>", "<t>", "<s>", "<f>", "<v>", "<g>", "<name>", "</pre><script>"):
         assert text not in page
     report.queries = [Query(pixels.astype(float), None, [])]
-    with pytest.raises(ValueError, match="pixels: float64"):
+    with pytest.raises(ValueError, match="pixels: got float64"):
         render(report)
 
 
