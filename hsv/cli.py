@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import jsonargparse
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from hsv import __version__
-from hsv.config import METHODS, Config, preset_files, preset_named_in, preset_names, preset_path
+from hsv.config import METHODS, Config, preset_files, preset_named_in, preset_names, preset_path, read_yaml
 
 __all__ = ["main"]
 
@@ -141,7 +140,7 @@ def _objectives(known: argparse.Namespace) -> set[str]:
     """What is trained: the methods that `--objectives`, a file or the preset names, none for the default."""
     if known.objectives:
         return set(re.findall(r"\w+", known.objectives))
-    files = [yaml.safe_load(Path(path).read_text()) or {} for path in (*_starting_point(known), *known.config)]
+    files = [read_yaml(path) for path in (*_starting_point(known), *known.config)]
     return set(next((values["objectives"] for values in reversed(files) if "objectives" in values), []))
 
 

@@ -1,10 +1,26 @@
 """The configuration of a run: settings of the run, settings of each method, and the tree that holds them."""
 
 from hsv.config.contrastive import CANConfig, CPCConfig, MoCoConfig, SimCLRConfig
-from hsv.config.distillation import BYOLConfig, DINOConfig, IBOTConfig, SimSiamConfig, SwAVConfig
+from hsv.config.distillation import (
+    BYOLConfig,
+    DINOConfig,
+    IBOTConfig,
+    SelfDistillationConfig,
+    SimSiamConfig,
+    SwAVConfig,
+)
 from hsv.config.reconstruction import BEiTConfig, CMAEConfig, DAEConfig, MAEConfig
 from hsv.config.run import EncoderConfig, InputConfig, OptimiserConfig, RunConfig, WeightingConfig
-from hsv.config.tree import METHODS, Config, load_config, preset_files, preset_named_in, preset_names, preset_path
+from hsv.config.tree import (
+    METHODS,
+    Config,
+    load_config,
+    preset_files,
+    preset_named_in,
+    preset_names,
+    preset_path,
+    read_yaml,
+)
 
 __all__ = [
     "METHODS",
@@ -23,6 +39,7 @@ __all__ = [
     "MoCoConfig",
     "OptimiserConfig",
     "RunConfig",
+    "SelfDistillationConfig",
     "SimCLRConfig",
     "SimSiamConfig",
     "SwAVConfig",
@@ -32,4 +49,5 @@ __all__ = [
     "preset_named_in",
     "preset_names",
     "preset_path",
+    "read_yaml",
 ]

@@ -25,6 +25,7 @@ __all__ = [
     "preset_named_in",
     "preset_names",
     "preset_path",
+    "read_yaml",
 ]
 
 
@@ -123,11 +124,11 @@ def load_config(path: str | Path | None = None, *, preset: str | None = None) ->
 
     The file may name its preset itself, under the key `preset`; the argument comes before it.
     """
-    own = _read_yaml(path) if path is not None else {}
+    own = read_yaml(path) if path is not None else {}
     named = own.pop("preset", None)
     values: dict[str, Any] = {}
     for file in preset_files(preset or named):
-        _merge(values, _read_yaml(file))
+        _merge(values, read_yaml(file))
     _merge(values, own)
     values.pop("preset", None)
     return Config.from_dict(values)
@@ -143,10 +144,11 @@ def preset_files(name: str | None) -> list[Path]:
 
 def preset_named_in(path: str | Path) -> str | None:
     """The preset that a YAML file starts from, if it names one."""
-    return _read_yaml(path).get("preset")
+    return read_yaml(path).get("preset")
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, none for an empty one."""
     return yaml.safe_load(Path(path).read_text()) or {}
 
 

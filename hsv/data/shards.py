@@ -99,7 +99,7 @@ class ShardSource(Source):
     def _check_memory(self) -> None:
         if len(self.buffer) > STREAM_LIMIT:
             raise ValueError(
-                f"data: got more than {STREAM_LIMIT >> 30} GiB of images in compressed shards, which are held in memory; "
+                f"data: got more than {STREAM_LIMIT >> 30} GiB of images in compressed shards, held in memory; "
                 "allowed: plain .tar files (gunzip -k), which are read in place"
             )
 

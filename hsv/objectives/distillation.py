@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from hsv.config.distillation import SelfDistillationConfig
+from hsv.config import SelfDistillationConfig
 from hsv.models import Encoder, Prototypes, mlp, teacher_of
 from hsv.objectives.objective import Objective
 from hsv.schedules import Progress, capped

@@ -65,7 +65,7 @@ def test_errors_name_the_argument():
         nearest_neighbours(x, x, 6, exclude_self=True)
     with pytest.raises(ValueError, match="queries: got width 3"):
         nearest_neighbours(x, x[:, :3], 1)
-    with pytest.raises(ValueError, match="bank: 1 of 6 rows hold NaN"):
+    with pytest.raises(ValueError, match="bank: got NaN or infinity in 1 of 6"):
         knn_accuracy(torch.cat([x[:5], x[:1] * torch.nan]), y, x, y)
     with pytest.raises(ValueError, match="queries: labels of shape"):
         knn_accuracy(x, y, x, y[:3])

@@ -74,7 +74,7 @@ def test_errors_name_the_argument(digits):
     x, y, test, test_y = digits
     with pytest.raises(ValueError, match="train: got labels"):
         linear_accuracy(x, y[:-1], test, test_y)
-    with pytest.raises(ValueError, match="test: shape"):
+    with pytest.raises(ValueError, match="test: got shape"):
         linear_accuracy(x, y, test[:0], test_y[:0])
     with pytest.raises(ValueError, match="per_class, draws: got 0, 10"):
         few_label_accuracy(x, y, test, test_y, per_class=0)
