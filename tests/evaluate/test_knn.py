@@ -67,9 +67,9 @@ def test_errors_name_the_argument():
         nearest_neighbours(x, x[:, :3], 1)
     with pytest.raises(ValueError, match="bank: got NaN or infinity in 1 of 6"):
         knn_accuracy(torch.cat([x[:5], x[:1] * torch.nan]), y, x, y)
-    with pytest.raises(ValueError, match="queries: labels of shape"):
+    with pytest.raises(ValueError, match="queries: got labels"):
         knn_accuracy(x, y, x, y[:3])
-    with pytest.raises(ValueError, match="queries: labels of shape"):
+    with pytest.raises(ValueError, match="queries: got labels"):
         knn_accuracy(x, y, x, y.float())
     with pytest.raises(ValueError, match="temperature: 0"):
         knn_accuracy(x, y, x, y, temperature=0)
