@@ -9,7 +9,8 @@ import numpy as np
 
 __all__ = ["Stream", "permutation", "uniform"]
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step and its two factors
+MIX = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Stream(IntEnum):
@@ -30,8 +31,8 @@ class Stream(IntEnum):
 
 def mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser, a bijection of uint64 that spreads each bit over all."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX[0])
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX[1])
     return x ^ (x >> np.uint64(31))
 
 
@@ -39,7 +40,7 @@ def hash_key(key: Sequence[int]) -> np.ndarray:
     """Integers of any size → uint64 [1]; order matters."""
     state = np.zeros(1, dtype=np.uint64)
     for part in key:
-        state = mix(state + GOLDEN + mix(np.array([part & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)))
+        state = mix(state + np.uint64(GOLDEN) + mix(np.array([part & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)))
     return state
 
 
@@ -54,8 +55,8 @@ def uniform(key: Sequence[int], indices: np.ndarray, count: int) -> np.ndarray:
     Returns:
         float64 [B, count]; a row depends on its own index alone, a number not on `count`.
     """
-    start = mix(hash_key(key) + GOLDEN * indices.astype(np.uint64))
-    steps = GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+    start = mix(hash_key(key) + np.uint64(GOLDEN) * indices.astype(np.uint64))
+    steps = np.uint64(GOLDEN) * np.arange(1, count + 1, dtype=np.uint64)
     return (mix(start[:, None] + steps) >> np.uint64(11)) * 2.0**-53
 
 

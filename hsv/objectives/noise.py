@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsv.data.hashing import Stream, hash_key, uniform
+from hsv.data.hashing import GOLDEN, MIX, Stream, hash_key, uniform
 
 __all__ = ["gaussian_noise"]
-
-GOLDEN, MIX = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def gaussian_noise(

@@ -71,5 +71,5 @@ def test_errors_name_the_argument():
         knn_accuracy(x, y, x, y[:3])
     with pytest.raises(ValueError, match="queries: got labels"):
         knn_accuracy(x, y, x, y.float())
-    with pytest.raises(ValueError, match="temperature: 0"):
+    with pytest.raises(ValueError, match="temperature: got 0"):
         knn_accuracy(x, y, x, y, temperature=0)
