@@ -13,7 +13,7 @@ from torch import nn
 
 from hsv.config import Config
 
-__all__ = ["find_checkpoint", "read_checkpoint", "restore", "save_checkpoint"]
+__all__ = ["check_resumed", "find_checkpoint", "read_checkpoint", "restore", "save_checkpoint"]
 
 FORMAT = 2
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -83,6 +83,18 @@ def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Opti
     found = {i: moments[name] for i, name in _named_indices(groups) if moments.get(name) is not None}
     optimiser.load_state_dict({"state": found, "param_groups": groups})
     return state["step"]
+
+
+def check_resumed(config: Config, state: dict[str, Any]) -> None:
+    """Take unset mean and deviation from the run; raise ValueError for images that its weights do not know."""
+    began = Config.from_dict(state["config"])
+    if config.input.mean is None:
+        config.input.mean, config.input.std = began.input.mean, began.input.std
+    for section, names in (("input", ("image_size", "channels", "mean", "std")), ("encoder", ("name", "patch_size"))):
+        for name in names:
+            now, then = (getattr(getattr(each, section), name) for each in (config, began))
+            if now != then:
+                raise ValueError(f"{section}.{name}: got {now}; allowed: {then}, as when the run began")
 
 
 def _named_indices(groups: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:

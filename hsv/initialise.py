@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from timm.models import load_state_dict
 from torch import Tensor
 
@@ -20,7 +22,8 @@ def initialise(encoder: Encoder, path: str | Path) -> None:
 
     Of a method with a momentum teacher a folder and a checkpoint alike give what the run exports.
 
-    Positions and the patch embedding are resampled to the encoder's size as timm does; a classifier is left out.
+    Positions and the patch embedding are resampled to the encoder's size as timm does, positions of a file that does
+    not say its images' shape as those of square images; a classifier is left out.
 
     Raises:
         ValueError: nothing at `path`, or weights of another architecture.
@@ -30,7 +33,7 @@ def initialise(encoder: Encoder, path: str | Path) -> None:
         raise ValueError(
             f"init: got {str(path)!r}; allowed: 'timm', a file of weights, a checkpoint or the folder of a run"
         )
-    weights = _weights(path)
+    weights = _weights(path, encoder)
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     weights = checkpoint_filter_fn(weights, encoder.vit, interpolation="bicubic", antialias=True)
@@ -41,13 +44,26 @@ def initialise(encoder: Encoder, path: str | Path) -> None:
         raise ValueError(f"init: got {str(path)!r}; allowed: weights of {encoder.name}: {error}") from error
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    """timm's names to tensors; of a run the encoder that it exports."""
-    if path.is_dir():
-        return dict(load_encoder(path).vit.state_dict())
+def _weights(path: Path, encoder: Encoder) -> dict[str, Tensor]:
+    """timm's names to tensors; of a run the encoder that it exports, with positions for the grid of `encoder`."""
+    exported = path.suffix == ".safetensors" and path.with_name("encoder.json").is_file()
+    if path.is_dir() or exported:
+        return _fitted(load_encoder(path), encoder.grid)
     try:
         weights = load_state_dict(str(path))
     except Exception as error:  # each format has errors of its own
         raise ValueError(f"init: got {str(path)!r}; allowed: a file of weights that timm reads ({error})") from error
     ours = any(key.startswith(PREFIX) for key in weights)
-    return dict(load_encoder(path).vit.state_dict() if ours else weights)
+    return _fitted(load_encoder(path), encoder.grid) if ours else weights
+
+
+def _fitted(source: Encoder, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """The weights of `source`, its positions resampled to `grid`."""
+    weights = dict(source.vit.state_dict())
+    if source.grid != grid:
+        positions = weights["pos_embed"]
+        prefix, patches = positions.split([positions.shape[1] - source.num_patches, source.num_patches], dim=1)
+        patches = patches.unflatten(1, source.grid).permute(0, 3, 1, 2)  # [1, D, rows, columns]
+        patches = F.interpolate(patches, grid, mode="bicubic", antialias=True)
+        weights["pos_embed"] = torch.cat([prefix, patches.flatten(2).mT], 1)
+    return weights

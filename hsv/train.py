@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor
 from tqdm import tqdm
 
-from hsv.checkpoint import find_checkpoint, restore, save_checkpoint
+from hsv.checkpoint import check_resumed, find_checkpoint, restore, save_checkpoint
 from hsv.config import Config
 from hsv.data import (
     Batch,
@@ -100,6 +100,8 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     if state and config.minutes:
         config.run.steps, config.minutes = _measured_steps(state, config.minutes), None
     source = open_source(config.data, split="train", limit=config.input.limit)
+    if state:
+        check_resumed(config, state)
     if config.input.mean is None:
         measured = statistics(source, config.input.channels, config.input.image_size, seed=config.run.seed)
         config.input.mean, config.input.std = (list(map(float, values)) for values in measured)
@@ -189,14 +191,16 @@ class Trainer:
         set_learning_rate(self.optimiser, learning_rate_factor(step, self.steps, self.warmup))
         set_weight_decay(self.optimiser, self.config, progress)
         self.hybrid.start_step(progress, watched=self.is_logged(step + 1))
+        counts = [self.counts(batch) for batch in batches]
+        mean_count = sum(map(sum, counts)) / len(counts)
         logs = []
-        for micro, batch in enumerate(batches):
+        for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             draw = step * len(batches) + micro
             images = self.images(batch, draw)
             with self.accelerator.accumulate(self.model):
                 with torch.autocast(images[0].device.type, torch.bfloat16, enabled=self.bf16):
-                    loss, log = self.model(images, draw, self.counts(batch))
-                self.accelerator.backward(loss)
+                    loss, log = self.model(images, draw, count)
+                self.accelerator.backward(loss * (sum(count) / mean_count))  # images weigh alike, not micro-batches
                 if self.accelerator.sync_gradients:
                     self.hybrid.before_update()
                     largest = self.config.optimiser.clip or math.inf
@@ -205,7 +209,7 @@ class Trainer:
                 self.optimiser.zero_grad()
             logs.append(log)
         self.hybrid.after_update()
-        mean = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        mean = {name: torch.stack([log[name] for log in logs if name in log]).mean() for name in logs[0]}
         return mean | {"gradient_norm": norm}
 
     def counts(self, batch: Batch) -> list[int]:
@@ -249,6 +253,7 @@ class Trainer:
             start_step=start * run.accumulate,
             num_steps=(stop - start) * run.accumulate,
             workers=default_workers(ranks) if settings.workers is None else settings.workers,
+            parts=run.accumulate,
             rank=self.accelerator.process_index,
             world_size=ranks,
             pin_memory=self.accelerator.device.type == "cuda",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
@@ -36,6 +37,12 @@ class InputConfig:
             (self.mean, self.std),
             "both, or neither",
         )
+        for setting in ("mean", "std"):
+            values = getattr(self, setting) or [0.5] * self.channels
+            good = len(values) == self.channels and all(map(math.isfinite, values))
+            good = good and (setting == "mean" or min(values) > 0)
+            allowed = f"{self.channels} numbers{' > 0' if setting == 'std' else ''}, one for each channel"
+            require(good, f"{name}.{setting}", values, allowed)
 
 
 @dataclass
@@ -108,7 +115,8 @@ class OptimiserConfig:
     warmup_epochs: float = 10.0
     """Epochs of linear warm-up, at most 10 % of the run."""
     clip: float | None = 3.0
-    """Largest norm of the gradient; `null` switches clipping off."""
+    """Largest norm of the gradient, of losses that were divided by their value at chance; `null` switches clipping
+    off."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""

@@ -31,7 +31,7 @@ class Batch:
     """Views of some images, before their colours are changed.
 
     Attributes:
-        step: number of the step in the run.
+        step: number of the batch in the run.
         epoch: passes over the source that are complete.
         indices: int64 [B], the images' numbers in the source.
         views: for each request uint8 [B, C, H, W]; row b of each is of the same image.
@@ -52,8 +52,8 @@ class Batch:
 class ViewLoader:
     """Iterates over the batches of a run, or of the rest of one.
 
-    Each epoch is a permutation of the source that depends on (seed, epoch); a step takes the next
-    batch_size · world_size images of it, each rank its own part. What is left at the end of an epoch and does
+    Each epoch is a permutation of the source that depends on (seed, epoch); a batch takes the next
+    batch_size · world_size images of it, each rank its own share. What is left at the end of an epoch and does
     not fill a step is dropped (other images in every epoch). Images that cannot be decoded are left out; a batch of
     nothing else takes the next ones of the epoch instead. Crops depend on (seed, epoch, image, slot). The number of
     workers and what was read before change nothing.
@@ -65,10 +65,11 @@ class ViewLoader:
             alike as far as their specifications are alike; equal specifications in other slots are other crops.
         image_size: pixels, or (height, width), of views whose specification has no size.
         channels: 1 or 3.
-        batch_size: images per step on this rank.
+        batch_size: images of a batch on this rank.
         seed: of order and crops.
-        start_step: the step of the run to begin with.
-        num_steps: how many steps to yield.
+        start_step: the batch of the run to begin with.
+        num_steps: how many batches to yield.
+        parts: consecutive batches that make one step of the run; an epoch is a whole number of those.
         workers: processes that decode and crop; 0 does it in this one.
         rank, world_size: this process among those that share an epoch.
         pin_memory: copy batches to page-locked memory.
@@ -96,6 +97,7 @@ class ViewLoader:
         pin_memory: bool = False,
         cache_limit: int = CACHE_LIMIT,
         slots: Sequence[int] | None = None,
+        parts: int = 1,
     ) -> None:
         check_channels(channels)
         if not requests:
@@ -106,17 +108,17 @@ class ViewLoader:
             ("start_step", start_step, 0),
             ("workers", workers, 0),
             ("world_size", world_size, 1),
+            ("parts", parts, 1),
         ):
             if value < least:
                 raise ValueError(f"{name}: got {value}; allowed: whole numbers from {least}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: got {rank}; allowed: 0 to {world_size - 1}")
-        if len(source) < batch_size * world_size:
+        if len(source) < batch_size * world_size * parts:
             raise ValueError(
-                f"batch_size: got {batch_size} on each of {world_size} ranks; "
+                f"batch_size: got {parts} × {batch_size} on each of {world_size} ranks; "
                 f"allowed: together at most the number of images, {len(source)}"
             )
-        self.steps_per_epoch = len(source) // (batch_size * world_size)
         self.start_step, self.num_steps = start_step, num_steps
         self.workers, self.pin_memory = workers, pin_memory
         size = as_size(image_size)
@@ -129,6 +131,7 @@ class ViewLoader:
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
+            parts=parts,
         )
 
     def __len__(self) -> int:
@@ -151,12 +154,14 @@ class ViewBatches(Dataset):
     batch_size: int
     rank: int
     world_size: int
+    parts: int
 
     def __getitem__(self, step: int) -> Batch:
         total = len(self.reader.source)
         share = self.batch_size * self.world_size
-        epoch, position = divmod(step, total // share)
-        begin = position * share + self.rank * self.batch_size
+        step_of_run, part = divmod(step, self.parts)
+        epoch, position = divmod(step_of_run, total // (share * self.parts))
+        begin = (position * self.parts + part) * share + self.rank * self.batch_size
         images, indices, failures = self.read(self.order(epoch, total), begin)
         if not images:
             named = "; ".join(f"{name}: {reason}" for name, reason in failures[:5])

@@ -188,7 +188,8 @@ def _create(name: str, arguments: dict[str, Any], **others: Any) -> VisionTransf
         model = timm.create_model(name, **arguments, **others)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"encoder: got {name!r} with {arguments}; allowed: {allowed} ({error})") from error
-    if type(model) is not VisionTransformer or not model.has_class_token or model.pos_embed is None:
+    plain = type(model) is VisionTransformer and all(hasattr(block, "attn") for block in model.blocks)
+    if not plain or not model.has_class_token or model.pos_embed is None:
         raise ValueError(f"encoder: got {name!r} with {arguments}; allowed: {allowed}")
     return model
 

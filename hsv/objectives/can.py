@@ -29,8 +29,8 @@ class CAN(PixelObjective):
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
-        super().__init__()
-        self.config, self.patch_size, self.negatives = config.can, encoder.patch_size, config.run.negatives
+        super().__init__(encoder, config.can)
+        self.negatives = config.run.negatives
         self.noisy = self.config.noise_weight > 0
         noise = self.config.noise if self.noisy else 0.0
         drop = Drop(self.config.mask_ratio)

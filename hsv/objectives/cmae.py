@@ -30,8 +30,8 @@ class CMAE(PixelObjective):
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
-        super().__init__()
-        self.config, self.patch_size, self.negatives = config.cmae, encoder.patch_size, config.run.negatives
+        super().__init__(encoder, config.cmae)
+        self.negatives = config.run.negatives
         self.momentum = self.config.momentum
         self.requests = [Request(View(self.config.view, 0), Drop(self.config.mask_ratio))]
         self.teacher_requests = [Request(View(self.config.target_view, 0))]

@@ -29,8 +29,7 @@ class DAE(PixelObjective):
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
-        super().__init__()
-        self.config, self.patch_size = config.dae, encoder.patch_size
+        super().__init__(encoder, config.dae)
         self.requests = [
             Request(View(self.config.view, 0), noise=self.config.noise, noise_drawn=self.config.noise_drawn)
         ]

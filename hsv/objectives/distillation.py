@@ -39,6 +39,11 @@ class SelfDistillation(Objective):
         if self.progress.within(self.config.freeze_last_epochs):
             self.head[-1].weight.grad = None
 
+    def after_update(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Distillation):
+                module.move_centre()
+
 
 def distillation_head(dim: int, config: SelfDistillationConfig) -> nn.Sequential:
     """Layers, the last a bottleneck on the unit sphere, and prototypes: [N, dim] → logits [N, K] in [−1, 1]."""
@@ -64,6 +69,7 @@ class Distillation(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("centre", torch.zeros(count))
+        self.means: list[Tensor] = []  # of the teacher's logits in the batches of this step
 
     def forward(
         self,
@@ -94,10 +100,19 @@ class Distillation(nn.Module):
             samples=samples,
         )
         if self.training and self.config.centring == "mean":
-            # A new tensor: the backward pass still reads the old one. No rows at all, whose mean is 0, do not move it.
-            moved = torch.lerp(teacher_mean.to(self.centre.dtype), self.centre, self.config.centre_momentum)
-            self.centre = torch.where(teacher_mean.any(), moved, self.centre)
+            self.means.append(teacher_mean.to(self.centre.dtype))
         return loss
+
+    @torch.no_grad()
+    def move_centre(self) -> None:
+        """Towards the mean of the step's batches; those without rows, whose mean is 0, do not count."""
+        if not self.means:
+            return
+        means = torch.stack(self.means)
+        self.means.clear()
+        filled = means.any(1).sum()
+        moved = torch.lerp(means.sum(0) / filled.clamp_min(1), self.centre, self.config.centre_momentum)
+        self.centre.copy_(torch.where(filled > 0, moved, self.centre))
 
     def teacher_temperature(self, progress: Progress) -> float:
         """τ_t of the present step."""

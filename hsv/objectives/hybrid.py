@@ -125,8 +125,9 @@ class Hybrid(nn.Module):
             loss = objective(Batch(by_view, student, teachers.get(_teacher_key(objective), {}), draw, counts))
             relative.append(loss / (chances[name] or 1.0))
             logs[f"loss/{name}"] = loss.detach()
-        if self.weighting.measures(self.progress):
+        if self.fresh and self.weighting.measures(self.progress):
             logs |= self.weighting.measure(relative, [p for p in self.encoder.parameters() if p.requires_grad])
+        self.fresh = False
         total = self.weighting(torch.stack(relative))
         logs["loss/total"] = total.detach()
         logs |= dict(zip((f"weight/{name}" for name in self.objectives), self.weighting.weights(), strict=True))
@@ -153,8 +154,11 @@ class Hybrid(nn.Module):
         }
 
     def start_step(self, progress: Progress, *, watched: bool = True) -> None:
-        """Set where the run is, which schedules are functions of, and whether this step's features are measured."""
-        self.progress, self.watched = progress, watched
+        """Set where the run is, which schedules are functions of, and whether this step's features are measured.
+
+        Gradients are measured in the first batch of a step.
+        """
+        self.progress, self.watched, self.fresh = progress, watched, True
         for objective in self.objectives.values():
             objective.progress = progress
 
@@ -201,6 +205,10 @@ def _check_view(name: str, request: Request, encoder: Encoder) -> None:
     size, whole = request.view.spec.size, encoder.image_size
     if size is not None and any(size % side for side in encoder.patch_size):
         raise ValueError(f"{name}: got views of {size} pixels; allowed: multiples of the patch, {encoder.patch_size}")
+    if request.view.spec.shift >= (size or min(whole)):
+        raise ValueError(
+            f"{name}: got views shifted by up to {request.view.spec.shift} pixels; allowed: less than a side"
+        )
     if request.mask is not None and size is not None and (size, size) != whole:
         raise ValueError(f"{name}: got masked views of {size} pixels; allowed: unset, for those of the images, {whole}")
     if isinstance(request.mask, Drop) and encoder.num_patches < 2:
@@ -211,7 +219,7 @@ def _teacher_key(objective: Objective) -> str | None:
     """Name of the momentum encoder that an objective needs, free of the dots that module names cannot have."""
     if objective.momentum is None:
         return None
-    return f"{objective.momentum:g}{'' if objective.momentum_rises else '_constant'}".replace(".", "_")
+    return f"{float(objective.momentum)!r}{'' if objective.momentum_rises else '_constant'}".replace(".", "_")
 
 
 def build_hybrid(config: Config, encoder: Encoder) -> Hybrid:

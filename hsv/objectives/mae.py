@@ -26,8 +26,7 @@ class MAE(PixelObjective):
     """
 
     def __init__(self, encoder: Encoder, config: Config, others: dict[str, Objective]) -> None:
-        super().__init__()
-        self.config, self.patch_size = config.mae, encoder.patch_size
+        super().__init__(encoder, config.mae)
         self.view = View(self.config.own_view, 0)
         if others and self.config.view == "shared":
             self.view = next(iter(others.values())).requests[0].view

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -14,11 +17,29 @@ from hsv_kernels import denormalise_patches
 __all__ = ["PixelObjective"]
 
 
+class PixelConfig(Protocol):
+    """What every configuration of such an objective has."""
+
+    norm_pix: bool
+
+
 class PixelObjective(Objective):
     """An objective that predicts the patches of its first request's view.
 
-    Subclasses have `patch_size` (height, width) and a `config` with `norm_pix`.
+    Args:
+        encoder: the shared encoder.
+        config: the objective's settings, of which `norm_pix` is read.
+
+    Raises:
+        ValueError: normalised patches of one value, of which nothing is left.
     """
+
+    def __init__(self, encoder: Encoder, config: PixelConfig) -> None:
+        super().__init__()
+        self.config, self.patch_size = config, encoder.patch_size
+        values = math.prod(encoder.patch_size) * encoder.channels
+        if config.norm_pix and values < 2:
+            raise ValueError(f"norm_pix: got True for patches of {values} value; allowed: False, or larger patches")
 
     def predict(self, encoded: Encoded) -> Tensor:
         """The encoding of a request to patches [B, L, p·q·C], normalised each if `config.norm_pix`."""

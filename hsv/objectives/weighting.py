@@ -29,7 +29,7 @@ class Weighting(nn.Module):
     whose minimum over s_i is a weight of 1 / L_i; the bound keeps it in [1/4, 4] without a dead gradient.
     `gradient_norm` (after Chen et al. 2018, arXiv:1711.02257) measures n_i = ‖∂L_i / ∂encoder‖ every so many steps and
     weights by the geometric mean of the norms over n_i, within the same bounds. `fixed` multiplies by given numbers.
-    A single objective has weight 1.
+    A single objective has weight 1. What is found is kept by the objectives' names, whatever their order.
 
     Args:
         objectives: by name.
@@ -55,20 +55,26 @@ class Weighting(nn.Module):
         fixed = [config.fixed.get(name, 1.0) if several else 1.0 for name in self.names]
         self.register_buffer("fixed", torch.tensor(fixed), persistent=False)
         if self.kind == "uncertainty":
-            self.u = nn.Parameter(torch.zeros(len(self.names)))
+            self.u = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in self.names})
         if self.kind == "gradient_norm":
-            self.register_buffer("log_norms", torch.full((len(self.names),), torch.nan))
+            for name in self.names:
+                self.register_buffer(f"log_norm_{name}", torch.tensor(torch.nan))
 
     def log_scales(self) -> Tensor:
         """s, one per objective."""
-        return math.log(BOUND) * torch.tanh(self.u)
+        return math.log(BOUND) * torch.tanh(torch.stack([self.u[name] for name in self.names]))
+
+    def log_norms(self) -> list[Tensor]:
+        """Mean of the logarithms of each objective's gradient norms, NaN before the first measurement."""
+        return [getattr(self, f"log_norm_{name}") for name in self.names]
 
     def weights(self) -> Tensor:
         """Current weight of each objective, without gradient."""
         if self.kind == "uncertainty":
             return torch.exp(-self.log_scales().detach())
         if self.kind == "gradient_norm":
-            balanced = torch.exp(self.log_norms.nanmean() - self.log_norms).clamp(1 / BOUND, BOUND)
+            log_norms = torch.stack(self.log_norms())
+            balanced = torch.exp(log_norms.nanmean() - log_norms).clamp(1 / BOUND, BOUND)
             return balanced.nan_to_num(1.0)  # before the first measurement
         return self.fixed
 
@@ -96,9 +102,9 @@ class Weighting(nn.Module):
         gradients = [_flat_gradient(loss, parameters) for loss in losses]
         norms = torch.stack([gradient.norm() for gradient in gradients])
         if self.kind == "gradient_norm":
-            now = norms.log()
-            moved = torch.where(self.log_norms.isnan(), now, torch.lerp(now, self.log_norms, MEMORY))
-            self.log_norms.copy_(torch.where(now.isfinite(), moved, self.log_norms))  # no gradient has no length
+            for mean, now in zip(self.log_norms(), norms.log(), strict=True):
+                moved = torch.where(mean.isnan(), now, torch.lerp(now, mean, MEMORY))
+                mean.copy_(torch.where(now.isfinite(), moved, mean))  # no gradient has no length
         logs = {f"gradient/{name}": norm for name, norm in zip(self.names, norms, strict=True)}
         for i, one in enumerate(self.names):
             for j in range(i):

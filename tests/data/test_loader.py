@@ -114,6 +114,16 @@ def test_ranks_share_an_epoch(world_size):
     assert all(torch.equal(a, b.indices) for a, b in zip(joined, alone, strict=True))
 
 
+def test_a_step_of_several_batches_holds_each_image_once():
+    source = ArraySource(digits().images[:100])
+    parts = batches(source, batch_size=8, parts=4, num_steps=24)
+    steps = batches(source, batch_size=32, num_steps=6)
+    for number, step in enumerate(steps):
+        together = parts[4 * number : 4 * number + 4]
+        assert torch.equal(torch.cat([b.indices for b in together]), step.indices)
+        assert {b.epoch for b in together} == {step.epoch}
+
+
 def test_failures_are_named_and_left_out():
     found = batches(Flaky(), num_steps=2, channels=3)
     for batch in found:

@@ -88,6 +88,8 @@ def test_files_mean_what_they_say(tmp_path):
         ({"weighting": {"fixed": {"jigsaw": 1.0}}}, r"weighting\.fixed: got \['jigsaw'\]"),
         ({"weighting": {"fixed": {"mae": 1.0}}}, r"weighting\.fixed: got \{'mae': 1\.0\}; allowed: .*kind = 'fixed'"),
         ({"input": {"mean": [0.5]}}, r"input\.mean and input\.std"),
+        ({"input": {"mean": [0.5], "std": [0.2]}}, r"input\.mean: got \[0.5\]; allowed: 3 numbers"),
+        ({"input": {"mean": [0.5] * 3, "std": [0.2, 0, 0.2]}}, r"input\.std: got .*; allowed: 3 numbers > 0"),
         ({"mae": {"decoder_dim": 100}}, r"mae\.decoder_heads: got 3; allowed: a divisor of mae\.decoder_dim = 100"),
         ({"encoder": {"drop_path": 1.0}}, r"encoder\.drop_path: got 1\.0"),
         ({"optimiser": {"warmup_epochs": -1}}, r"optimiser\.warmup_epochs: got -1\.0"),

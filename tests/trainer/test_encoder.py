@@ -65,6 +65,8 @@ def test_pooling_and_shapes():
 
 
 def test_other_architectures_are_refused():
+    with pytest.raises(ValueError, match="encoder: got 'vit_small_patch16_18x2_224'"):  # blocks side by side
+        Encoder("vit_small_patch16_18x2_224", tiny_model(), mean=(0.5,) * 3, std=(0.25,) * 3)
     for name in ("resnet10t", "vit_of_nobody", "vit_medium_patch16_gap_256"):
         with pytest.raises(ValueError, match=f"encoder: got '{name}'"):
             Encoder(name, {"in_chans": 3}, mean=(0.5,), std=(0.5,))

@@ -176,6 +176,9 @@ def test_dino_is_the_formula_and_its_centre_follows_the_teacher():
     losses = [cross_entropy(q[t], s, 0.1) for t in (0, 1) for i, s in enumerate(scores) if i != t]
     assert len(losses) == 6  # each of two large crops against the other and two small ones
     assert value(hybrid, images) == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+    assert torch.equal(dino.distillation.centre, centre)  # until the step is done
+    value(hybrid, images)
+    dino.after_update()
     expected = 0.9 * centre + 0.1 * torch.cat(targets).mean(0).float()
     torch.testing.assert_close(dino.distillation.centre, expected, rtol=1e-4, atol=1e-6)
 

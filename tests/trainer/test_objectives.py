@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from trainer_cases import tiny_config
+from trainer_cases import narrow_config, tiny_config
 
+from hsv.config import CMAEConfig
 from hsv.data import ViewSpec
 from hsv.export import build_encoder
 from hsv.objectives import Hybrid, build_hybrid
@@ -117,6 +118,26 @@ def test_decoder_learns_a_constant_texture():
     assert loss.item() < 0.02
     _, filled, _ = hybrid.eval().objectives["mae"].reconstruct(hybrid.encoder, images)
     torch.testing.assert_close(filled, images, rtol=0, atol=0.5)
+
+
+def test_what_leaves_nothing_of_an_image_is_refused():
+    with pytest.raises(ValueError, match=r"cmae: got views shifted by up to 15 pixels; allowed: less than a side"):
+        shifted = narrow_config("unused", ["cmae"])
+        shifted.cmae.target_view = CMAEConfig().target_view
+        shifted.input.mean, shifted.input.std = [0.5], [0.25]
+        build_hybrid(shifted, build_encoder(shifted))
+    config = narrow_config("unused", ["mae"])
+    config.encoder.patch_size, config.input.mean, config.input.std = 1, [0.5], [0.25]
+    with pytest.raises(ValueError, match=r"norm_pix: got True for patches of 1 value"):
+        build_hybrid(config, build_encoder(config))
+
+
+@pytest.mark.parametrize(("momentum", "other"), [(0.9999991, 0.9999994), (1.0, 0.9999999)])
+def test_teachers_of_different_momenta_are_different(momentum, other):
+    config = narrow_config("unused", ["byol", "dino"])
+    config.byol.momentum, config.dino.momentum = momentum, other
+    config.input.mean, config.input.std = [0.5], [0.25]
+    assert len(build_hybrid(config, build_encoder(config)).teachers) == 2
 
 
 def test_chance_of_local_negatives(monkeypatch):

@@ -112,6 +112,7 @@ def test_ibot_is_the_formula(pool):
             if masks[crop, image].any():
                 patches += errors[image][masks[crop, image]].mean() / (2 * B)
     torch.testing.assert_close(loss, cls + patches)
+    ibot.after_update()
     every = torch.cat([ibot.teacher_head(crop.patches)[mask] for crop, mask in zip(whole, masks, strict=True)])
     torch.testing.assert_close(ibot.patch_loss.centre, 0.9 * centres[1] + 0.1 * every.mean(0).detach())
     assert not torch.equal(ibot.image_loss.centre, ibot.patch_loss.centre)
@@ -120,6 +121,7 @@ def test_ibot_is_the_formula(pool):
         batch.student[request].mask = torch.zeros(B, L)
     centres = ibot.image_loss.centre.clone(), ibot.patch_loss.centre.clone()
     assert ibot(batch).isfinite()
+    ibot.after_update()
     assert torch.equal(ibot.patch_loss.centre, centres[1]) and not torch.equal(ibot.image_loss.centre, centres[0])
 
 

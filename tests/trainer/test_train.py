@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from trainer_cases import tiny_config
 
@@ -16,7 +18,7 @@ import hsv
 from hsv.checkpoint import find_checkpoint, read_checkpoint
 from hsv.config import Config
 from hsv.data import normalise
-from hsv.export import build_encoder, load_model
+from hsv.export import build_encoder, export_encoder, load_model
 from hsv.initialise import initialise
 from hsv.monitor import read_metrics
 from hsv.train import Trainer
@@ -172,6 +174,21 @@ def test_accumulated_micro_batches_average_their_gradients(tmp_path, monkeypatch
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-5)
 
 
+def test_images_weigh_alike_where_broken_files_make_micro_batches_unequal(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsv.objectives.encode.random_masking", masks_of_position)
+    monkeypatch.setattr("hsv.train.photometric", lambda views, spec, key, mean, std: normalise(views, mean, std))
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+        (Image.fromarray(pixels).save if i > 2 else Path.touch)(tmp_path / f"{i}.png")
+    for name, accumulate in (("one", 1), ("two", 2)):
+        config = tiny_config(tmp_path / name, steps=3, batch_size=8, accumulate=accumulate, precision="fp32")
+        config.objectives, config.encoder.drop_path, config.data, config.input.limit = ["mae"], 0.0, str(tmp_path), None
+        assert len(hsv.pretrain(config).failures) == 3
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-5)
+
+
 def test_minutes_become_steps_once(tmp_path):
     config = tiny_config(tmp_path / "run", steps=None)
     config.minutes = 0.05
@@ -265,6 +282,33 @@ def test_starting_weights(tmp_path):
         other.init = str(tmp_path / absent)
         with pytest.raises(ValueError, match="init: got"):
             hsv.pretrain(other)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((4, 16), (8, 8)), ((6, 12), (12, 6)), ((6, 12), (8, 16)), ((8, 18), (8, 24))]
+)
+def test_positions_of_a_run_are_resampled_from_its_own_grid(tmp_path, before, after):
+    configs = [tiny_config(tmp_path, steps=1) for _ in range(2)]
+    for config, size in zip(configs, (before, after), strict=True):
+        config.input.image_size, config.input.mean, config.input.std = size, [0.5], [0.25]
+    old, new = (build_encoder(config) for config in configs)
+    export_encoder(old, tmp_path)
+    initialise(new, tmp_path / "encoder.safetensors")
+    grid = old.vit.pos_embed[:, 1:].unflatten(1, old.grid).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, new.grid, mode="bicubic", antialias=True).flatten(2).mT
+    torch.testing.assert_close(new.vit.pos_embed[:, 1:], expected)
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_size", (4, 16)), ("mean", [0.9]), ("std", [0.9])])
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path, name, value):
+    config = tiny_config(tmp_path, steps=1)
+    hsv.pretrain(config)
+    config.run.steps = 2
+    assert hsv.pretrain(config, resume=True).step == 2  # mean and deviation are the run's
+    began = hsv.load_config(tmp_path / "config.yaml")
+    setattr(began.input, name, value)
+    with pytest.raises(ValueError, match=rf"input\.{name}: got .*; allowed: .*, as when the run began"):
+        hsv.pretrain(began, resume=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

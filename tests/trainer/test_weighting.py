@@ -89,4 +89,19 @@ def test_a_run_measures_gradients_and_saves_what_it_found(tmp_path):
     assert all(0.25 <= row[f"weight/{name}"] <= 4 for row in rows for name in config.objectives)
     norms = torch.tensor([[row[f"gradient/{name}"] for name in config.objectives] for row in measured])
     expected = (norms[0].log() / 2 + norms[1].log() / 2) / 2 + norms[2].log() / 2
-    torch.testing.assert_close(read_checkpoint(tmp_path / "run")["model"]["weighting.log_norms"], expected)
+    model = read_checkpoint(tmp_path / "run")["model"]
+    saved = torch.stack([model[f"weighting.log_norm_{name}"] for name in config.objectives])
+    torch.testing.assert_close(saved, expected)
+
+
+@pytest.mark.parametrize("kind", ["uncertainty", "gradient_norm"])
+def test_weights_stay_with_their_objectives_in_another_order(tmp_path, kind):
+    config = narrow_config(tmp_path, ["simclr", "mae"], steps=6)
+    config.weighting.kind, config.weighting.lr, config.weighting.measure_every = kind, 0.3, 6
+    before = hsv.pretrain(config).metrics
+    config.objectives.reverse()
+    config.run.steps = 7
+    after = hsv.pretrain(config, resume=True).metrics
+    assert before["weight/simclr"] != pytest.approx(before["weight/mae"], rel=0.1)
+    for name in config.objectives:
+        assert after[f"weight/{name}"] == pytest.approx(before[f"weight/{name}"], rel=0.1)
