@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsv_kernels.compat.contrast import gathered, inverse, queue_losses
+from hsv_kernels.compat.cosine import mean_negative_cosine
 from hsv_kernels.compat.distillation import distilled, moved
-from hsv_kernels.compat.inference import recordable
 from hsv_kernels.compat.pairs import class_numbers, logsumexp_by_anchor, matching_pairs, pair_logits
 from hsv_kernels.compat.shapes import expanded, one_dtype, require_matrix, require_shape
 from hsv_kernels.distributed import mean_over_ranks, world_size
-from hsv_kernels.functional import negative_cosine, similarity_logsumexp
+from hsv_kernels.functional import similarity_logsumexp
 from hsv_kernels.rows import unit_rows
 
 __all__ = [
@@ -97,12 +97,10 @@ def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
 
 def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
     """−mean cos(p, z) along the last dimension; z gets no gradient. `simplified` changes the least norm."""
-    z = recordable(z.detach())
+    z = z.detach()
     if not simplified and p.shape[-1] != z.shape[-1]:  # a width of 1, which broadcasts after it is normalised
         return -(F.normalize(p, dim=-1) * F.normalize(z, dim=-1)).sum(-1).mean()
-    dtype = torch.promote_types(p.dtype, z.dtype)
-    p, z = (x.to(dtype).reshape(-1, x.shape[-1]) for x in torch.broadcast_tensors(p, z))
-    return negative_cosine(p, z, eps=1e-8 if simplified else 1e-12)
+    return mean_negative_cosine(p, z, -1, 1e-8 if simplified else 1e-12)
 
 
 class DINOLoss(nn.Module):

@@ -312,6 +312,14 @@ def test_ibot_of_a_teacher_in_float32_and_a_student_in_bfloat16() -> None:
         torch.testing.assert_close(loss.center.value, original.center.value)
 
 
+def test_self_distillation_of_nothing() -> None:
+    views, mask = [torch.zeros(0, 8)] * 2, torch.zeros(0, 2, 2, dtype=torch.bool)
+    for library, lost in ((theirs, True), (ours, False)):
+        for module, arguments in ((library.DINOLoss(8), (views, views)), (library.IBOTPatchLoss(8), (*views, mask))):
+            assert module(*arguments).isnan() == lost
+            assert all(buffer.isnan().any() == lost for buffer in module.buffers())
+
+
 def test_ibot_without_masked_patches_leaves_the_centre_as_it_is() -> None:
     teacher, student, mask = torch.zeros(0, 40), torch.zeros(0, 40), torch.zeros(3, 4, 4, dtype=torch.bool)
     for module, lost in ((theirs.IBOTPatchLoss(40), True), (ours.IBOTPatchLoss(40), False)):

@@ -74,8 +74,8 @@ def test_mocov2plus(batch: int, temperature: float) -> None:
     ("key", "queue"), [((1, 16), (16, 9)), ((4, 1), (1, 9)), ((1, 1), (16, 1)), ((4, 16), (16, 0))]
 )
 def test_mocov2plus_of_one_for_all(key: tuple[int, int], queue: tuple[int, int]) -> None:
-    q, k = leaves((4, 16), key)
-    assert_same(mocov2plus, solo.mocov2plus_loss_func, q, k, torch.randn(queue))
+    q, k, negatives = leaves((4, 16), key, queue)
+    assert_same(mocov2plus, solo.mocov2plus_loss_func, q, k, negatives.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_mocov2plus_while_the_queue_is_overwritten() -> None:
@@ -133,6 +133,15 @@ def test_simsiam_of_two_dtypes_and_of_a_target_made_in_inference_mode() -> None:
     assert_same(lambda *a: -cosine(*a), solo.simsiam_loss_func, p, target)
     half = p.detach().bfloat16().requires_grad_()
     assert_same(lambda p, z: -cosine(p.float(), z), solo.simsiam_loss_func, half, z, inputs=[half])
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((0, 8), torch.float32), ((4, 8), torch.int64)])
+def test_simsiam_of_what_torch_serves(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x = torch.ones(shape, dtype=dtype)
+    if dtype.is_floating_point:
+        assert solo.simsiam_loss_func(x, x).isnan() and cosine(x, x).isnan()
+    else:
+        assert {error_of(lambda f=f: f(x, x)) for f in (cosine, solo.simsiam_loss_func)} == {RuntimeError}
 
 
 class DINO:

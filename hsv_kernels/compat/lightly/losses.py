@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsv_kernels.compat.contrast import queue_losses, two_view_loss, unread_by_backward
+from hsv_kernels.compat.cosine import mean_negative_cosine
 from hsv_kernels.compat.distillation import distilled, moved
 from hsv_kernels.compat.inference import recordable
 from hsv_kernels.compat.shapes import require_shape
 from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, world_size
-from hsv_kernels.functional import negative_cosine, nt_xent
+from hsv_kernels.functional import nt_xent
 from hsv_kernels.queue import KeyQueue
 from hsv_kernels.rows import unit_rows
 
@@ -129,13 +129,7 @@ class NegativeCosineSimilarity(nn.Module):
         self.eps = eps
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        dtype = torch.promote_types(x0.dtype, x1.dtype)
-        usual = torch.finfo(torch.float32).tiny <= self.eps < torch.inf and dtype.is_floating_point
-        if not (usual and x0.numel() and x1.numel()):  # not for the operation: torch's value or error
-            return -F.cosine_similarity(x0, x1, self.dim, self.eps).mean()
-        rows = (recordable(x).to(dtype).movedim(self.dim, -1) for x in torch.broadcast_tensors(x0, x1))
-        x0, x1 = (x.reshape(-1, x.shape[-1]) for x in rows)
-        return negative_cosine(x0, x1, eps=self.eps)
+        return mean_negative_cosine(x0, x1, self.dim, self.eps)
 
 
 class _Centre(nn.Module):
