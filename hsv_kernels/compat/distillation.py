@@ -40,11 +40,13 @@ def distilled(
 
 
 def _constant(value: float | Tensor, like: Tensor) -> float | Tensor:
-    """A number, or from a tensor of one value a 0-dim one without gradient, where `like` is."""
+    """A number, or from a device's tensor of one value, which is not waited for, a 0-dim one without gradient."""
     if isinstance(value, int | float):
         return float(value)
-    value = recordable(torch.as_tensor(value).detach())
-    return value.reshape(()).to(like.device, torch.promote_types(value.dtype, torch.float32))
+    value = torch.as_tensor(value).detach()
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        return float(value)
+    return recordable(value).reshape(()).to(like.device, torch.promote_types(value.dtype, torch.float32))
 
 
 @torch.inference_mode(False)
