@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from hsv_kernels import functional
+from hsv_kernels.compat.inference import recordable
 from hsv_kernels.compat.patches import folded
-from hsv_kernels.compat.shapes import require_shape
+from hsv_kernels.compat.shapes import broadcast
 from hsv_kernels.functional import gather_tokens, masked_mse
 from hsv_kernels.ops.masking import reference as masking
 
@@ -47,29 +48,30 @@ def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor
     """Keeps int(L · (1 − mask_ratio)) tokens of each sequence, at random by torch's generator, in their order.
 
     Args:
-        x: [N, L, D].
-        mask_ratio: share that is removed, 0 … 1.
+        x: [N, L, D] of any dtype.
+        mask_ratio: share that is removed; out of 0 … 1 as many stay as a slice to int(L · (1 − mask_ratio)) takes.
 
     Returns:
         x_masked [N, K, D]; mask [N, L] float32, 1 = removed; ids_restore [N, L] int64, the place of each token in
         [kept, removed].
     """
     N, L, _ = x.shape
-    keep = int(L * (1 - mask_ratio))
+    keep = len(range(L)[: int(L * (1 - mask_ratio))])
     if not keep:
         ids = torch.arange(L, device=x.device).expand(N, -1)
         return x[:, :0], torch.ones(N, L, device=x.device), ids.contiguous()
     ids_keep, ids_restore, mask = functional.random_masking(N, L, num_keep=keep, device=x.device)
-    return gather_tokens(x, ids_keep), mask, ids_restore
+    take = gather_tokens if x.is_floating_point() else masking.gather_tokens
+    return take(x, ids_keep), mask, ids_restore
 
 
 def forward_loss(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int = 16, norm_pix_loss: bool = False) -> Tensor:
     """Mean squared error on removed patches.
 
     Args:
-        imgs: [N, C, H, W], which get no gradient.
-        pred: [N, L, p·p·C].
-        mask: [N, L], 1 = removed.
+        imgs: [N, C, H, W], which get no gradient; of any real dtype, or a floating one with norm_pix_loss.
+        pred: [N, L, p·p·C], or what broadcasts to it.
+        mask: [N, L], 1 = removed, or what broadcasts to it: the sum over all N is then over the mask's own sum.
         patch_size: p in pixels.
         norm_pix_loss: targets are patches normalised by their own mean and unbiased variance + 1e-6.
 
@@ -78,13 +80,18 @@ def forward_loss(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int = 16,
 
     Raises:
         AssertionError: a patch that does not divide height and width.
-        RuntimeError: predictions or a mask of another shape.
+        RuntimeError: predictions or a mask of another shape, integer images with norm_pix_loss.
     """
     _check_patch(imgs, patch_size)
     patches = imgs.shape[2] // patch_size * (imgs.shape[3] // patch_size)
-    require_shape("pred", pred, (len(imgs), patches, patch_size**2 * imgs.shape[1]))
-    require_shape("mask", mask, pred.shape[:2])
-    return masked_mse(pred, imgs.detach(), mask.detach(), patch_size, norm_pix=norm_pix_loss)
+    pred = broadcast("pred", pred, (len(imgs), patches, patch_size**2 * imgs.shape[1]))
+    every = broadcast("mask", mask.detach(), pred.shape[:2])
+    if not imgs.is_floating_point():
+        if norm_pix_loss:
+            raise RuntimeError(f"imgs must be floating with norm_pix_loss; got {imgs.dtype}")
+        imgs = imgs.to(pred.dtype)
+    loss = masked_mse(pred, recordable(imgs.detach()), every, patch_size, norm_pix=norm_pix_loss)
+    return loss * (every.numel() // mask.numel())
 
 
 def _check_patch(imgs: Tensor, patch_size: int) -> None:

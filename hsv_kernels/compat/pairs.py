@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-__all__ = ["logsumexp_by_anchor", "matching_pairs", "pair_logits"]
+__all__ = ["class_numbers", "logsumexp_by_anchor", "matching_pairs", "pair_logits"]
+
+
+def class_numbers(labels: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels [n] and [m] of any dtype as 0 … classes − 1, equal where they are equal."""
+    both = torch.cat([labels, other]).unique(return_inverse=True)[1]
+    return both[: len(labels)], both[len(labels) :]
 
 
 def matching_pairs(labels: Tensor, other: Tensor, self_offset: int | None = None) -> tuple[Tensor, Tensor]:
@@ -33,9 +39,9 @@ def pair_logits(q: Tensor, k: Tensor, i: Tensor, j: Tensor, scale: float | Tenso
 
 
 def logsumexp_by_anchor(logits: Tensor, anchor: Tensor, anchors: int) -> Tensor:
-    """log Σ exp of the logits [P] of each anchor, [anchors]; −inf for one without any."""
+    """log Σ exp of the logits [P] of each anchor, [anchors]; −inf for one without any, NaN for one with a NaN."""
     with torch.no_grad():
         most = logits.new_full((anchors,), -torch.inf).scatter_reduce(0, anchor, logits, "amax")
         shift = most.where(most > -torch.inf, 0)
     total = logits.new_zeros(anchors).index_add(0, anchor, (logits - shift[anchor]).exp())
-    return total.where(total > 0, 1).log().where(total > 0, -torch.inf) + shift
+    return total.where(total != 0, 1).log().where(total != 0, -torch.inf) + shift

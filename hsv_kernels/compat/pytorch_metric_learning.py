@@ -3,34 +3,24 @@
 from hsv_kernels.compat.pytorch_metric_learning import NTXentLoss, SupConLoss
 """
 
-from collections.abc import Callable
+import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsv_kernels.compat.contrast import inverse
-from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
+from hsv_kernels.compat.measures import AvgNonZeroReducer, CosineSimilarity, MeanReducer
+from hsv_kernels.compat.pairs import class_numbers, logsumexp_by_anchor, matching_pairs, pair_logits
+from hsv_kernels.compat.shapes import require_shape
 from hsv_kernels.functional import similarity_logsumexp
 from hsv_kernels.rows import unit_rows
 
 __all__ = ["NTXentLoss", "SupConLoss"]
 
 
-def _mean(losses: Tensor) -> Tensor:
-    return losses.mean()
-
-
-def _mean_of_positive(losses: Tensor) -> Tensor:
-    positive = losses > 0
-    return losses.where(positive, 0).sum() / positive.sum().clamp_min(1)
-
-
 #: The library's reducers that are here, by name.
-REDUCERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "MeanReducer": _mean,
-    "AvgNonZeroReducer": _mean_of_positive,
-}
+REDUCERS = {reducer.__name__: reducer() for reducer in (MeanReducer, AvgNonZeroReducer)}
 
 
 class _PairLoss(nn.Module):
@@ -38,41 +28,58 @@ class _PairLoss(nn.Module):
 
     Args:
         temperature: number of any sign, or a 0-dim tensor or parameter.
-        distance: None or CosineSimilarity(), which normalise rows; DotProductSimilarity(normalize_embeddings=False)
-            takes them as they are.
-        reducer: None is the loss's own; MeanReducer() or AvgNonZeroReducer().
+        distance: None is `get_default_distance()`; CosineSimilarity() normalises rows, and
+            DotProductSimilarity(normalize_embeddings=False) takes them as they are.
+        reducer: None is `get_default_reducer()`; MeanReducer() or AvgNonZeroReducer().
         embedding_regularizer, collect_stats: their defaults alone.
         embedding_reg_weight: without effect, for there is no regulariser.
 
-    Raises:
-        NotImplementedError: another distance or reducer, a regulariser, statistics.
-    """
+    All of these are attributes, read in each call.
 
-    default_reducer: str
+    Raises:
+        NotImplementedError: another distance or reducer, a regulariser, statistics; here or, of attributes that were
+            set since, in the call.
+    """
 
     def __init__(
         self,
         temperature: float,
         *,
-        distance: object = None,
-        reducer: object = None,
-        embedding_regularizer: object = None,
+        distance: nn.Module | None = None,
+        reducer: nn.Module | None = None,
+        embedding_regularizer: nn.Module | None = None,
         embedding_reg_weight: float = 1,
         collect_stats: bool | None = None,
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        self.normalise = _normalises(distance)
-        name = self.default_reducer if reducer is None else type(reducer).__name__
+        self.distance = self.get_default_distance() if distance is None else distance
+        self.set_reducer(reducer)
+        self.embedding_regularizer = embedding_regularizer
+        self.embedding_reg_weight = embedding_reg_weight
+        self.collect_stats = bool(collect_stats)
+        self._check_attributes()
+
+    def get_default_distance(self) -> nn.Module:
+        return CosineSimilarity()
+
+    def get_default_reducer(self) -> nn.Module:
+        return MeanReducer()
+
+    def set_reducer(self, reducer: nn.Module | None) -> None:
+        """Takes a copy of the reducer, or the default one."""
+        self.reducer = self.get_default_reducer() if reducer is None else copy.deepcopy(reducer)
+
+    def _check_attributes(self) -> None:
+        _normalises(self.distance)
+        name = type(self.reducer).__name__
         if name not in REDUCERS:
             raise NotImplementedError(f"reducer must be None or one of {', '.join(REDUCERS)}; got {name}")
-        self.reduce = REDUCERS[name]
-        if embedding_regularizer is not None:
+        if self.embedding_regularizer is not None:
             raise NotImplementedError(
-                f"embedding_regularizer must be None: add its loss to this one; got {embedding_regularizer!r}"
+                f"embedding_regularizer must be None: add its loss to this one; got {self.embedding_regularizer!r}"
             )
-        self.embedding_reg_weight = embedding_reg_weight
-        if collect_stats:
+        if self.collect_stats:
             raise NotImplementedError("collect_stats must be None or False: nothing is recorded here; got True")
 
     def forward(
@@ -89,7 +96,7 @@ class _PairLoss(nn.Module):
             embeddings: [N, D] anchors.
             labels: [N]; equal labels make positive pairs, others negative ones.
             indices_tuple: (anchors, positives, anchors, negatives), or triplets (anchors, positives, negatives), in
-                place of the labels' pairs; int64 [P] or [M] each.
+                place of the labels' pairs; integers [P] or [M] each, negative ones counted from the end.
             ref_emb: [M, D] references; None is the anchors themselves, without each one's pair with itself.
             ref_labels: [M]; None, or the very tensor `labels`, says that row i of ref_emb is anchor i: no pair of it.
 
@@ -97,9 +104,13 @@ class _PairLoss(nn.Module):
             A scalar; 0 with a zero gradient where there is no positive or no negative pair.
 
         Raises:
-            ValueError: neither labels nor indices_tuple, labels that do not fit, embeddings that are no matrix.
-            IndexError: labels for fewer rows of ref_emb than there are anchors.
+            ValueError: neither labels nor indices_tuple, labels that do not fit, embeddings that are no matrix, an
+                indices_tuple of other than three or four.
+            IndexError: labels for fewer rows of ref_emb than there are anchors, indices that are out of range or come
+                without their partners.
+            RuntimeError: ref_emb of another width.
         """
+        self._check_attributes()
         _check_labels("embeddings", embeddings, labels)
         if labels is None and indices_tuple is None:
             raise ValueError("labels and indices_tuple must not both be None")
@@ -108,17 +119,22 @@ class _PairLoss(nn.Module):
         _check_labels("ref_emb", keys, key_labels)
         if embeddings.dim() != 2 or keys.dim() != 2:
             raise ValueError(f"embeddings must be [N, D]; got {list(embeddings.shape)} and {list(keys.shape)}")
-        q = unit_rows(embeddings) if self.normalise else embeddings
-        k = q if keys is embeddings else (unit_rows(keys) if self.normalise else keys).to(q.dtype)
+        require_shape("ref_emb", keys, (len(keys), embeddings.shape[1]))
+        normalise = _normalises(self.distance)
+        q = unit_rows(embeddings) if normalise else embeddings
+        k = q if keys is embeddings else (unit_rows(keys) if normalise else keys).to(q.dtype)
         if indices_tuple is not None:
-            losses = self._of_pairs(q, k, *_four(indices_tuple, embeddings.device))
+            losses = self._of_pairs(q, k, *_four(indices_tuple, q, k))
         else:
             same = key_labels is None or key_labels is labels
             if same and len(k) < len(q):
                 raise IndexError(f"ref_emb without ref_labels needs the {len(q)} rows of embeddings; got {len(k)}")
             k = k[: len(q)] if same and len(k) > len(q) else k
-            losses = self._of_labels(q, k, *_integers(labels, labels if same else key_labels, q.device), same)
-        return (embeddings * 0).sum() if losses is None else self.reduce(losses)
+            q_labels, k_labels = (x.to(q.device) for x in (labels, labels if same else key_labels))
+            losses = self._of_labels(q, k, *class_numbers(q_labels, k_labels), same)
+        if losses is None:
+            return (embeddings * 0).sum()
+        return REDUCERS[type(self.reducer).__name__].reduced(losses, embeddings)
 
     def _of_labels(self, q: Tensor, k: Tensor, q_labels: Tensor, k_labels: Tensor, same: bool) -> Tensor | None:
         """Losses of all pairs that labels make, None for none; `same` leaves pair (i, i) out."""
@@ -143,8 +159,6 @@ class NTXentLoss(_PairLoss):
     Args:
         temperature: 0.07.
     """
-
-    default_reducer = "MeanReducer"
 
     def __init__(self, temperature: float = 0.07, **kwargs: object) -> None:
         super().__init__(temperature, **kwargs)
@@ -176,10 +190,11 @@ class SupConLoss(_PairLoss):
         temperature: 0.1.
     """
 
-    default_reducer = "AvgNonZeroReducer"
-
     def __init__(self, temperature: float = 0.1, **kwargs: object) -> None:
         super().__init__(temperature, **kwargs)
+
+    def get_default_reducer(self) -> nn.Module:
+        return AvgNonZeroReducer()
 
     def _of_labels(self, q: Tensor, k: Tensor, q_labels: Tensor, k_labels: Tensor, same: bool) -> Tensor | None:
         if not len(q) * len(k):
@@ -197,7 +212,7 @@ class SupConLoss(_PairLoss):
         if _too_few(pairs, len(q) * (len(k) - same) - pairs):
             return None
         mean = (q * sums).sum(1) * scale / counts.clamp_min(1)
-        return torch.where(counts > 0, lse - mean, 0)
+        return torch.where(counts > 0, lse - mean, _nothing(q, k))
 
     def _of_pairs(self, q: Tensor, k: Tensor, a1: Tensor, p: Tensor, a2: Tensor, n: Tensor) -> Tensor | None:
         if _too_few(len(a1), len(a2)):
@@ -212,7 +227,7 @@ class SupConLoss(_PairLoss):
         anchor = anchor[: len(positive)]
         counts = anchor.bincount(minlength=len(q))
         mean = logits.new_zeros(len(q)).index_add(0, anchor, logits[: len(positive)]) / counts.clamp_min(1)
-        return torch.where(counts > 0, lse.where(counts > 0, 0) - mean, 0)
+        return torch.where(counts > 0, lse.where(counts > 0, 0) - mean, 0) + _nothing(q, k)
 
 
 def _too_few(positives: int, negatives: int) -> bool:
@@ -220,10 +235,13 @@ def _too_few(positives: int, negatives: int) -> bool:
     return min(positives, negatives) == 0 or max(positives, negatives) <= 1
 
 
-def _normalises(distance: object) -> bool:
-    """Whether the distance takes rows of unit length; None does."""
-    if distance is None:
-        return True
+def _nothing(q: Tensor, k: Tensor) -> Tensor:
+    """0 for each anchor, NaN where its row of the library's matrix has one: in the anchor or in any key."""
+    return (q.detach() * 0).sum(1) + (k.detach() * 0).sum()
+
+
+def _normalises(distance: nn.Module) -> bool:
+    """Whether the distance takes rows of unit length."""
     name = type(distance).__name__
     plain = getattr(distance, "p", 2) == 2 and getattr(distance, "power", 1) == 1
     if name not in ("CosineSimilarity", "DotProductSimilarity") or not plain:
@@ -240,15 +258,27 @@ def _check_labels(name: str, rows: Tensor, labels: Tensor | None) -> None:
         raise ValueError(f"labels of {name} must be [{len(rows)}]; got {list(labels.shape)}")
 
 
-def _four(indices: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """(anchors, positives, anchors, negatives), triplets written out."""
+def _four(indices: tuple[Tensor, ...], q: Tensor, k: Tensor) -> list[Tensor]:
+    """(anchors, positives, anchors, negatives) as rows of q and k, triplets written out."""
+    if len(indices) not in (3, 4):
+        raise ValueError(f"indices_tuple must hold 3 or 4 tensors; got {len(indices)}")
     if len(indices) == 3:
         anchor, positive, negative = indices
         indices = anchor, positive, anchor, negative
-    return tuple(x.to(device) for x in indices)
+    lengths = [len(x) for x in indices]
+    if lengths[0] != lengths[1] or lengths[2] != lengths[3]:
+        raise IndexError(f"indices_tuple must hold an anchor for each partner; got {lengths} of them")
+    return [_rows(x, rows) for x, rows in zip(indices, (q, k, q, k), strict=True)]
 
 
-def _integers(labels: Tensor, other: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Labels of any dtype as 0 … classes − 1, equal where they are equal."""
-    both = torch.cat([labels.to(device), other.to(device)]).unique(return_inverse=True)[1]
-    return both[: len(labels)], both[len(labels) :]
+def _rows(indices: Tensor, rows: Tensor) -> Tensor:
+    """Indices as int64 from the first of the rows on, which negative ones count from the last."""
+    indices, size = torch.as_tensor(indices, device=rows.device), len(rows)
+    if not len(indices):
+        return indices.long()
+    if indices.is_floating_point() or indices.dtype in (torch.bool, torch.uint8):
+        raise IndexError(f"indices_tuple must hold integers, and masks are none; got {indices.dtype}")
+    least, most = indices.aminmax()
+    if least < -size or most >= size:
+        raise IndexError(f"indices_tuple must be in [-{size}, {size}); got {int(least)} to {int(most)}")
+    return indices.long() % size

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsv_kernels.compat.centre import moved
 from hsv_kernels.compat.contrast import gathered, inverse, queue_losses
-from hsv_kernels.compat.pairs import logsumexp_by_anchor, matching_pairs, pair_logits
-from hsv_kernels.compat.shapes import expanded, require_shape
-from hsv_kernels.distributed import distillation_loss, mean_over_ranks, world_size
-from hsv_kernels.functional import negative_cosine, similarity_logsumexp
+from hsv_kernels.compat.cosine import mean_negative_cosine
+from hsv_kernels.compat.distillation import distilled, moved
+from hsv_kernels.compat.pairs import class_numbers, logsumexp_by_anchor, matching_pairs, pair_logits
+from hsv_kernels.compat.shapes import expanded, one_dtype, require_matrix, require_shape
+from hsv_kernels.distributed import mean_over_ranks, world_size
+from hsv_kernels.functional import similarity_logsumexp
 from hsv_kernels.rows import unit_rows
 
 __all__ = [
@@ -34,7 +35,7 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
 
     Args:
         z: [N, D] embeddings of all views, normalised inside.
-        indexes: integers [N], equal for views of one image (or for images of one class).
+        indexes: [N] of any dtype, equal for views of one image (or for images of one class).
         temperature: number of any sign.
 
     Returns:
@@ -42,11 +43,13 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
         inf where an anchor has no positive.
 
     Raises:
-        RuntimeError: other than N indexes.
+        RuntimeError: embeddings that are no matrix, other than N indexes.
     """
+    require_matrix("z", z)
     require_shape("indexes", indexes, z.shape[:1])
     z = unit_rows(z)
     (keys, start), (ids, _) = gathered(z), gathered(indexes)
+    indexes, ids = class_numbers(indexes, ids)
     negatives = similarity_logsumexp(z, keys, scale=inverse(temperature), q_labels=indexes, k_labels=ids)
     i, j = matching_pairs(indexes, ids, start)
     positives = logsumexp_by_anchor(pair_logits(z, keys, i, j, inverse(temperature)), i, len(z))
@@ -74,9 +77,11 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
     One direction; the caller adds the other. Keys of other ranks carry no gradient.
 
     Raises:
-        RuntimeError: keys of another width.
+        RuntimeError: keys of another width, or of another dtype outside autocast.
     """
+    require_matrix("query", query)
     require_shape("key", key, (len(key), query.shape[1]))
+    query, key = one_dtype("query", query, "key", key)
     q, k = unit_rows(query), unit_rows(key)
     every, start = gathered(k.detach() if world_size() > 1 else k)
     positive = torch.arange(start, start + len(q), device=q.device)
@@ -92,9 +97,10 @@ def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
 
 def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
     """−mean cos(p, z) along the last dimension; z gets no gradient. `simplified` changes the least norm."""
-    p, z = torch.broadcast_tensors(p, z.detach().to(p.dtype))
-    rows = (x.reshape(-1, x.shape[-1]) for x in (p, z))
-    return negative_cosine(*rows, eps=1e-8 if simplified else 1e-12)
+    z = z.detach()
+    if not simplified and p.shape[-1] != z.shape[-1]:  # a width of 1, which broadcasts after it is normalised
+        return -(F.normalize(p, dim=-1) * F.normalize(z, dim=-1)).sum(-1).mean()
+    return mean_negative_cosine(p, z, -1, 1e-8 if simplified else 1e-12)
 
 
 class DINOLoss(nn.Module):
@@ -140,17 +146,19 @@ class DINOLoss(nn.Module):
         """The loss of logits [views · N, K] of the student and [2 · N, K] of the teacher, which gets no gradient.
 
         Raises:
-            RuntimeError: rows that the views do not divide, or logits of another width than the centre.
+            RuntimeError: rows that the views do not divide or that differ between the two, or logits of another width
+                than the centre.
             IndexError: an epoch beyond num_epochs.
         """
         for name, output in (("student_output", student_output), ("teacher_output", teacher_output)):
             require_shape(name, output, (len(output), self.center.shape[1]))
-        loss, mean = distillation_loss(
-            student_output.unflatten(0, (self.num_large_crops, len(student_output) // self.num_large_crops)),
-            teacher_output.detach().to(student_output.dtype).unflatten(0, (2, len(teacher_output) // 2)),
-            student_temperature=self.student_temp,
-            teacher_temperature=float(self.teacher_temp_schedule[self.epoch]),
-            centre=self.center.flatten(),
+        rows = len(teacher_output) // 2
+        loss, mean = distilled(
+            [student_output.unflatten(0, (self.num_large_crops, rows))],
+            [teacher_output.unflatten(0, (2, rows))],
+            self.student_temp,
+            self.teacher_temp_schedule[self.epoch],
+            self.center,
         )
         self.center = moved(self.center, mean, self.center_momentum)
         return loss

@@ -12,7 +12,8 @@ from parity import leaves
 from torch import Tensor, nn
 
 from hsv_kernels.compat import lightly as ours
-from hsv_kernels.compat import solo
+from hsv_kernels.compat import pytorch_metric_learning, solo
+from hsv_kernels.distributed import all_gather_rows
 
 WORLD, ROWS = 2, 4
 
@@ -40,6 +41,7 @@ def _rank(rank: int, store: str) -> None:
     _dino(theirs, rank)
     _ibot(theirs, rank)
     _against_one_process(rank)
+    _metric_learning(rank)
     dist.destroy_process_group()
 
 
@@ -72,6 +74,20 @@ def _ibot(theirs: object, rank: int) -> None:
     teacher, student = leaves((3, 8), (3, 8), seed=rank)
     _check(*(lambda t, s, k, m=m: m(t, s, k) for m in modules), [student], teacher.detach(), student, mask)
     torch.testing.assert_close(modules[1].center.value, modules[0].center.value)
+
+
+def _metric_learning(rank: int) -> None:
+    """The library's wrapper gives WORLD times the loss, and the gradients of ours over the rows of all ranks."""
+    wrappers = pytest.importorskip("pytorch_metric_learning.utils.distributed")
+    from pytorch_metric_learning import losses
+
+    (x,), labels = leaves((ROWS, 8), seed=rank), torch.arange(ROWS) // 2
+    for name in ("NTXentLoss", "SupConLoss"):
+        expected = wrappers.DistributedLossWrapper(getattr(losses, name)())(x, labels)
+        value = getattr(pytorch_metric_learning, name)()(all_gather_rows(x), all_gather_rows(labels))
+        torch.testing.assert_close(WORLD * value, expected, rtol=1e-4, atol=1e-5)
+        gradients = [torch.autograd.grad(loss, x)[0] for loss in (value, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def _against_one_process(rank: int) -> None:

@@ -127,6 +127,40 @@ def test_bank_is_saved_and_lightly_state_dicts_load() -> None:
     assert torch.equal(resumed.memory_bank.keys, loss.memory_bank.keys)
 
 
+@pytest.mark.parametrize("size", [0, (6, 16), (8, 4)])
+def test_bank_of_another_size_is_left_out(size: int | tuple[int, int]) -> None:
+    _, saved = _banks((8, 16))
+    loss = ours.NTXentLoss(memory_bank_size=size)
+    before = copy.deepcopy(loss.state_dict())
+    wrapped = nn.ModuleDict({"loss": loss})
+    wrapped.load_state_dict(nn.ModuleDict({"loss": saved}).state_dict())
+    assert loss.state_dict().keys() == before.keys()
+    assert all(torch.equal(x, before[name]) for name, x in loss.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_bank_stays_where_nothing_is_recorded(mode: Callable) -> None:
+    modules = _banks((8, 16))
+    x = leaves((4, 16), (4, 16))
+    with mode():
+        values = [module(*x) for module in modules]
+    torch.testing.assert_close(values[1], values[0])
+    assert modules[1].memory_bank.cursor == 0
+    assert_same(*modules, *x)
+    torch.testing.assert_close(modules[1].memory_bank.keys, modules[0].memory_bank.bank)
+
+
+def test_bank_takes_one_key_for_all() -> None:
+    modules = _banks((8, 16))
+    assert_same(*modules, *leaves((4, 16), (1, 16)))
+    torch.testing.assert_close(modules[1].memory_bank.keys, modules[0].memory_bank.bank)
+
+
+@pytest.mark.parametrize("size", [0, (8, 16)])
+def test_nt_xent_at_infinite_temperature(size: int | tuple[int, int]) -> None:
+    assert_same(*_banks(size, torch.inf), *leaves((4, 16), (4, 16)))
+
+
 def test_bank_with_the_reference_backend() -> None:
     modules = _banks((8, 16))
     with use_backend("reference"):
@@ -137,6 +171,27 @@ def test_bank_with_the_reference_backend() -> None:
 def test_negative_cosine_similarity(dim: int, shapes: list[tuple[int, ...]]) -> None:
     modules = [m.NegativeCosineSimilarity(dim) for m in (theirs, ours)]
     assert_same(*modules, *leaves(*shapes))
+
+
+@pytest.mark.parametrize("eps", [0, 1e-50, torch.inf])
+def test_negative_cosine_similarity_of_any_eps(eps: float) -> None:
+    x = leaves((5, 8), (5, 8))
+    assert_same(*(m.NegativeCosineSimilarity(eps=eps) for m in (theirs, ours)), *x)
+    zeros = torch.cat([x[0].detach(), torch.zeros(1, 8)]), torch.ones(6, 8)
+    values = [m.NegativeCosineSimilarity(eps=eps)(*zeros) for m in (theirs, ours)]
+    torch.testing.assert_close(values[1], values[0], equal_nan=True)
+
+
+@pytest.mark.parametrize(("shape", "eps"), [((2, 3), -1), ((2, 3), torch.nan), ((), 1e-8), ((3,), 1e-8)])
+def test_errors_of_negative_cosine_similarity(shape: tuple[int, ...], eps: float) -> None:
+    x = torch.ones(shape)
+    assert len({error_of(lambda m=m: m.NegativeCosineSimilarity(eps=eps)(x, x)) for m in (theirs, ours)}) == 1
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_negative_cosine_similarity_of_nothing(shape: tuple[int, int]) -> None:
+    values = [m.NegativeCosineSimilarity()(torch.ones(shape), torch.ones(shape)) for m in (theirs, ours)]
+    torch.testing.assert_close(values[1], values[0], equal_nan=True)
 
 
 @pytest.mark.parametrize(("teachers", "students"), [(2, 6), (1, 2), (2, 1), (2, 2)])
@@ -161,6 +216,73 @@ def test_dino_state_dicts_go_both_ways_and_teachers_get_no_gradient() -> None:
     torch.testing.assert_close(loss(t, s), original(t, s))
 
 
+def test_schedules_of_dino() -> None:
+    torch.testing.assert_close(*(m.DINOLoss(8, 0.03, 0.07, 3).teacher_temp_schedule for m in (theirs, ours)))
+
+
+def test_dino_of_views_of_several_dtypes() -> None:
+    a, b = leaves((4, 40), (4, 40))
+    half = b.detach().bfloat16().requires_grad_()
+    teacher = [x.detach() for x in leaves((4, 40), (4, 40), seed=1)]
+    modules = [m.DINOLoss(40) for m in (theirs, ours)]
+    assert_same(*modules, teacher, [half, a], inputs=[half, a], rtol=1e-3)
+    assert_same(*modules, [teacher[0].bfloat16(), teacher[1]], [a, b], inputs=[a, b])
+    torch.testing.assert_close(modules[1].center, modules[0].center)
+
+
+TEMPERATURES = {
+    "parameter": nn.Parameter(torch.tensor(0.06)),
+    "one value": torch.tensor([0.06]),
+    "integer": torch.tensor(1),
+    "numpy": np.float16(0.0625),
+}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("temperature", TEMPERATURES.values(), ids=TEMPERATURES.keys())
+def test_temperatures_of_the_teacher(temperature: object) -> None:
+    views, (teacher, student, mask) = leaves((4, 40), (4, 40)), _masked(0)
+    targets = [x.detach() for x in views]
+    assert_same(*(m.DINOLoss(40) for m in (theirs, ours)), targets, views, temperature, inputs=views)
+    assert_same(*(m.IBOTPatchLoss(40, temperature) for m in (theirs, ours)), teacher, student, mask)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_learned_temperatures_of_the_student(shape: tuple[int, ...]) -> None:
+    temperature = torch.full(shape, 0.3, requires_grad=True)
+    views, (teacher, student, mask) = leaves((4, 40), (4, 40)), _masked(0)
+    modules = [m.DINOLoss(40, student_temp=temperature) for m in (theirs, ours)]
+    assert_same(*modules, [x.detach() for x in views], views, inputs=[*views, temperature])
+    modules = [m.IBOTPatchLoss(40, student_temp=temperature) for m in (theirs, ours)]
+    assert_same(*modules, teacher, student, mask, inputs=[student, temperature])
+
+
+def test_training_after_inference_mode() -> None:
+    """A step in inference mode, then one with gradients, the teacher's logits still made in that mode."""
+    views, (teacher, student, mask) = leaves((4, 40), (4, 40)), _masked(0)
+    for name, make, inputs in (
+        ("DINOLoss", lambda: ([x * 1 for x in views], views), views),
+        ("IBOTPatchLoss", lambda: (teacher * 1, student, mask), [student]),
+    ):
+        modules = [getattr(m, name)(40) for m in (theirs, ours)]
+        with torch.inference_mode():
+            arguments = make()
+            values = [module(*arguments) for module in modules]
+        torch.testing.assert_close(values[1], values[0])
+        for _ in range(2):
+            assert_same(*modules, *arguments, inputs=inputs)
+        torch.testing.assert_close(list(modules[1].buffers()), list(modules[0].buffers()))
+
+
+@pytest.mark.parametrize("size", [0, (8, 16)])
+def test_targets_made_in_inference_mode(size: int | tuple[int, int]) -> None:
+    (x,) = leaves((4, 16))
+    with torch.inference_mode():
+        target = x.roll(1, 0) + 1
+    assert_same(*_banks(size), x, target)
+    assert_same(theirs.NegativeCosineSimilarity(), ours.NegativeCosineSimilarity(), x, target)
+
+
 def _masked(step: int, K: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     """Teacher's and student's logits of the masked of 3 × 4 × 4 patches; the first image has none."""
     mask = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(step)) < 0.4
@@ -180,6 +302,24 @@ def test_ibot_over_steps() -> None:
     modules[0].load_state_dict(modules[1].state_dict())
 
 
+def test_ibot_of_a_teacher_in_float32_and_a_student_in_bfloat16() -> None:
+    """The teacher is not rounded: near lightly's value for a student whose logits are widened first."""
+    teacher, student, mask = _masked(0)
+    student = student.detach().bfloat16().requires_grad_()
+    original, loss = (m.IBOTPatchLoss(40) for m in (theirs, ours))
+    for _ in range(2):
+        assert_same(lambda t, s, m: original(t, s.float(), m), loss, 30 * teacher, student, mask)
+        torch.testing.assert_close(loss.center.value, original.center.value)
+
+
+def test_self_distillation_of_nothing() -> None:
+    views, mask = [torch.zeros(0, 8)] * 2, torch.zeros(0, 2, 2, dtype=torch.bool)
+    for library, lost in ((theirs, True), (ours, False)):
+        for module, arguments in ((library.DINOLoss(8), (views, views)), (library.IBOTPatchLoss(8), (*views, mask))):
+            assert module(*arguments).isnan() == lost
+            assert all(buffer.isnan().any() == lost for buffer in module.buffers())
+
+
 def test_ibot_without_masked_patches_leaves_the_centre_as_it_is() -> None:
     teacher, student, mask = torch.zeros(0, 40), torch.zeros(0, 40), torch.zeros(3, 4, 4, dtype=torch.bool)
     for module, lost in ((theirs.IBOTPatchLoss(40), True), (ours.IBOTPatchLoss(40), False)):
@@ -187,7 +327,9 @@ def test_ibot_without_masked_patches_leaves_the_centre_as_it_is() -> None:
         assert module.center.value.isnan().any() == lost
 
 
-@pytest.mark.parametrize("arguments", [(0,), (1e-9,), (-1e-9,), (1, 5), (1, -1), (1, (3,)), (1, (1, 2, 3))])
+@pytest.mark.parametrize(
+    "arguments", [(0,), (1e-9,), (-1e-9,), (1, 5), (1, -1), (1, (3,)), (1, (1, 2, 3)), (1, (8.0, 16))]
+)
 def test_errors_of_construction(arguments: tuple) -> None:
     assert error_of(lambda: ours.NTXentLoss(*arguments)) is error_of(lambda: theirs.NTXentLoss(*arguments))
 
@@ -197,7 +339,13 @@ def test_errors_of_construction(arguments: tuple) -> None:
     [
         (size, shapes)
         for size in (0, (8, 16))
-        for shapes in (((16,), (16,)), ((4, 16), (3, 16)), ((4, 16), (4, 3)), ((4, 16, 1), (4, 16, 1)))
+        for shapes in (
+            ((16,), (16,)),
+            ((4, 16), (16,)),
+            ((4, 16), (3, 16)),
+            ((4, 16), (4, 3)),
+            ((4, 16, 1), (4, 16, 1)),
+        )
     ]
     + [(0, ((0, 16), (0, 16))), ((8, 16), ((4, 3), (4, 3)))],
 )
@@ -211,6 +359,14 @@ def test_errors_of_dino(teachers: int, students: int, width: int) -> None:
     views = [torch.ones(2, width)]
     calls = (lambda m=m: m.DINOLoss(8)(views * teachers, views * students) for m in (theirs, ours))
     assert len({error_of(call) for call in calls}) == 1
+
+
+@pytest.mark.parametrize(
+    ("teachers", "students"), [([], []), ([], [(2, 8)]), ([(2, 8)], []), ([(2, 3, 8)] * 2,) * 2, ([(8,)] * 2,) * 2]
+)
+def test_errors_of_dino_views(teachers: list[tuple[int, ...]], students: list[tuple[int, ...]]) -> None:
+    views = [[torch.ones(shape) for shape in shapes] for shapes in (teachers, students)]
+    assert {error_of(lambda m=m: m.DINOLoss(8)(*views)) for m in (theirs, ours)} == {RuntimeError}
 
 
 def test_errors_of_centres_and_masks() -> None:
@@ -284,6 +440,17 @@ def test_patchify(dtype: torch.dtype, channels: int) -> None:
     assert {error_of(lambda m=m: m.unpatchify(patches[:, :3], 3, channels)) for m in (ours, utils)} == {AssertionError}
 
 
+def test_errors_of_token_helpers() -> None:
+    tokens, index = torch.ones(5, 3), torch.tensor([[0, 2], [1, 4]])
+    for name, arguments, error in (
+        ("patchify", (torch.ones(3, 8, 8), 4), ValueError),
+        ("get_at_index", (tokens, index), RuntimeError),
+        ("repeat_token", (tokens[None, :1], (2,)), ValueError),
+        ("repeat_token", (tokens[None, :1], (2, 5, 1)), ValueError),
+    ):
+        assert {error_of(lambda m=m, n=name, a=arguments: getattr(m, n)(*a)) for m in (ours, utils)} == {error}
+
+
 def test_patchify_takes_what_is_not_square() -> None:
     assert ours.patchify(torch.zeros(1, 3, 4, 6), 2).shape == (1, 6, 12)
 
@@ -292,8 +459,21 @@ def test_patchify_takes_what_is_not_square() -> None:
 def test_losses_with_state_under_compile() -> None:
     x = leaves((4, 16), (4, 16))
     teacher = [v.detach() for v in x]
-    for loss, arguments in ((ours.NTXentLoss(memory_bank_size=(8, 16)), x), (ours.DINOLoss(16), (teacher, x))):
+    for loss, arguments, full in (
+        (ours.NTXentLoss(memory_bank_size=(8, 16)), x, False),
+        (ours.DINOLoss(16), (teacher, x), True),
+        (ours.DINOLoss(16, 0.03), (teacher, x, None, 1), True),
+    ):
         twin = copy.deepcopy(loss)
         for _ in range(2):
-            assert_same(loss, torch.compile(twin, backend="aot_eager"), *arguments, inputs=x)
+            assert_same(loss, torch.compile(twin, backend="aot_eager", fullgraph=full), *arguments, inputs=x)
         assert all(torch.equal(a, b) for a, b in zip(loss.buffers(), twin.buffers(), strict=True))
+
+
+@pytest.mark.slow
+def test_random_token_mask_is_one_graph() -> None:
+    def mask() -> tuple[Tensor, Tensor]:
+        return ours.random_token_mask((2, 9), 0.5)
+
+    keep, removed = torch.compile(mask, fullgraph=True, backend="aot_eager")()
+    assert torch.equal(torch.cat([keep, removed], dim=1).sort().values, torch.arange(9).expand(2, 9))

@@ -35,9 +35,30 @@ def test_forward_loss(shape: tuple[int, ...], normalised: bool) -> None:
         tolerance = {"rtol": 1e-3, "atol": 1e-3} if p.dtype == torch.float16 else {}
         assert_same(loss, mae.forward_loss, images, p, mask, 4, normalised, inputs=[p], **tolerance)
     assert mae.forward_loss(images.requires_grad_(), pred, mask * 0, 4) == 0
-    for wrong in (pred[:, 1:], pred[..., 1:]):
+    for wrong in (pred[:, 1:], pred[..., 1:], pred[None]):
         assert error_of(lambda p=wrong: mae.forward_loss(images, p, mask, 4)) is RuntimeError
     assert error_of(lambda: mae.forward_loss(images, pred, mask[:, 1:], 4)) is RuntimeError
+
+
+@pytest.mark.parametrize("mask", [(1, 4), (4,), (3, 1)])
+@pytest.mark.parametrize("pred", [(1, 4, 48), (4, 48), (3, 4, 48)])
+def test_forward_loss_broadcasts(pred: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    weights = (torch.arange(4) > 0).float().expand(mask) if mask[-1] == 4 else torch.tensor([[1.0], [0], [1]])
+    assert_same(loss, mae.forward_loss, torch.rand(3, 3, 8, 8), *leaves(pred), weights, 4, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_forward_loss_of_integer_images(dtype: torch.dtype) -> None:
+    images, mask = (torch.rand(3, 3, 8, 8) * 255).to(dtype), torch.ones(3, 4)
+    (pred,) = leaves((3, 4, 48))
+    assert_same(lambda i, *a: loss(i.float(), *a), mae.forward_loss, images, pred, mask, 4, False)
+    assert error_of(lambda: mae.forward_loss(images, pred, mask, 4, True)) is RuntimeError
+
+
+def test_forward_loss_of_images_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        images = torch.rand(3, 3, 8, 8)
+    assert_same(loss, mae.forward_loss, images, *leaves((3, 4, 48)), torch.ones(3, 4), 4, True)
 
 
 def test_patchify_and_back() -> None:
@@ -62,6 +83,22 @@ def test_random_masking(tokens: int, ratio: float) -> None:
     if keep:
         (gradient,) = torch.autograd.grad(kept.sum(), x)
         assert torch.equal(gradient, (1 - mask[..., None]).expand_as(x))
+
+
+@pytest.mark.parametrize("ratio", [-0.5, 1.2, 2.5])
+def test_random_masking_at_ratios_out_of_range(ratio: float) -> None:
+    """As many tokens as the slice [: int(L · (1 − ratio))] takes."""
+    kept, mask, _ = mae.random_masking(torch.rand(3, 10, 8), ratio)
+    keep = len(range(10)[: int(10 * (1 - ratio))])
+    assert kept.shape == (3, keep, 8) and (mask.sum(1) == 10 - keep).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_random_masking_of_any_dtype(dtype: torch.dtype) -> None:
+    x = torch.arange(30).reshape(3, 10, 1).expand(-1, -1, 2).to(dtype)
+    kept, mask, ids_restore = mae.random_masking(x, 0.5)
+    restored = torch.cat([kept, torch.zeros_like(x[:, 5:])], 1).gather(1, ids_restore[..., None].expand_as(x))
+    assert torch.equal(restored, torch.where(mask[..., None] > 0, torch.zeros_like(x), x))
 
 
 def test_random_masking_follows_the_seed() -> None:

@@ -1,15 +1,18 @@
 """lightly.loss: losses that are modules, with lightly's state."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from hsv_kernels.compat.centre import moved
 from hsv_kernels.compat.contrast import queue_losses, two_view_loss, unread_by_backward
+from hsv_kernels.compat.cosine import mean_negative_cosine
+from hsv_kernels.compat.distillation import distilled, moved
+from hsv_kernels.compat.inference import recordable
 from hsv_kernels.compat.shapes import require_shape
-from hsv_kernels.distributed import all_gather_rows, distillation_loss, mean_over_ranks, world_size
-from hsv_kernels.functional import negative_cosine, nt_xent
+from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, world_size
+from hsv_kernels.functional import nt_xent
 from hsv_kernels.queue import KeyQueue
 from hsv_kernels.rows import unit_rows
 
@@ -19,9 +22,9 @@ __all__ = ["DINOLoss", "IBOTPatchLoss", "NTXentLoss", "NegativeCosineSimilarity"
 class NTXentLoss(nn.Module):
     """NT-Xent (SimCLR), or InfoNCE against a bank of keys (MoCo), the mean over the anchors.
 
-    With a bank the loss goes one way, out0 against out1 and the keys of earlier steps, and out1 enters the bank if out0
-    requires a gradient. The bank is `memory_bank`, a `KeyQueue` in the state dict; a state dict without one, as
-    lightly's are, loads and leaves the bank as it is. The bank follows out0 to its device.
+    With a bank the loss goes one way, out0 against out1 and the keys of earlier steps, and out1 enters the bank if
+    autograd records out0. The bank is `memory_bank`, a `KeyQueue` in the state dict; a state dict without one, as
+    lightly's are, or with one of another size loads and leaves the bank as it is. The bank follows out0 to its device.
 
     Args:
         temperature: number of any sign, or a 0-dim tensor or parameter.
@@ -30,6 +33,7 @@ class NTXentLoss(nn.Module):
 
     Raises:
         ValueError: |temperature| < 1e-8, an impossible size of the bank, torch without torch.distributed.
+        TypeError: a size of the bank that is no integer.
     """
 
     def __init__(
@@ -50,22 +54,23 @@ class NTXentLoss(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_bank)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of embeddings [N, D] and [N, D], normalised inside."""
+        """The loss of embeddings [N, D] and [N, D], normalised inside; with a bank one row out1 serves all of out0."""
         _check_two_views(out0, out1, self.memory_bank)
         gather = self.gather_distributed and world_size() > 1
         if self.memory_bank is not None:
             return self._against_bank(out0, out1, gather)
-        if gather or isinstance(self.temperature, Tensor) or self.temperature < 0:
+        if gather or isinstance(self.temperature, Tensor) or not 0 < self.temperature < torch.inf:
             return two_view_loss(out0, out1, self.temperature, gather)
         dtype = torch.promote_types(out0.dtype, out1.dtype)
-        return nt_xent(out0.to(dtype), out1.to(dtype), float(self.temperature))
+        return nt_xent(*(recordable(x).to(dtype) for x in (out0, out1)), float(self.temperature))
 
     def _against_bank(self, out0: Tensor, out1: Tensor, gather: bool) -> Tensor:
         if self.memory_bank.keys.device != out0.device:
-            self.memory_bank.to(out0.device)
+            with torch.inference_mode(False):  # buffers made in inference mode could not be pushed to outside it
+                self.memory_bank.to(out0.device)
         q, k = unit_rows(out0), unit_rows(out1)
-        losses = queue_losses(q, k, unread_by_backward(self.memory_bank.keys), self.temperature)
-        if out0.requires_grad:
+        losses = queue_losses(q, k.expand_as(q), unread_by_backward(self.memory_bank.keys), self.temperature)
+        if q.requires_grad:
             self.memory_bank.push(all_gather_rows(k.detach()) if gather else k.detach())
         return mean_over_ranks(losses.sum(), len(losses)) if gather else losses.mean()
 
@@ -79,25 +84,33 @@ def _bank_size(size: int | Sequence[int]) -> tuple[int, ...]:
         raise ValueError(f"memory_bank_size must be (keys, dim) or 0, since keys need a dimension; got {size}")
     if sizes != (0,) and len(sizes) != 2:
         raise ValueError(f"memory_bank_size must be (keys, dim) or 0; got {size}")
+    if not all(isinstance(x, Integral) for x in sizes):
+        raise TypeError(f"memory_bank_size must be of integers; got {size}")
     return sizes if sizes[0] else ()
 
 
 def _keep_bank(module: NTXentLoss, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    if module.memory_bank is not None:
-        for name, buffer in module.memory_bank.named_buffers():
-            state_dict.setdefault(f"{prefix}memory_bank.{name}", buffer)
+    """Puts the module's own bank in the place of one that is missing or does not fit, as lightly would load it."""
+    mine = {} if module.memory_bank is None else dict(module.memory_bank.named_buffers())
+    names = [f"{prefix}memory_bank.{name}" for name in ("keys", "cursor")]
+    given = [state_dict.pop(name, None) for name in names]
+    if [getattr(x, "shape", None) for x in given] != [x.shape for x in mine.values()]:
+        given = mine.values()
+    state_dict.update(zip(names, given, strict=False))
 
 
 def _check_two_views(out0: Tensor, out1: Tensor, bank: KeyQueue | None) -> None:
     """Errors of the types that lightly's products and masks end in."""
     if out0.dim() != 2:
         raise ValueError(f"out0 must be [N, D]; got {list(out0.shape)}")
+    if out1.dim() < 2:
+        raise IndexError(f"out1 must be [N, D]; got {list(out1.shape)}")
     width = out0.shape[1] if bank is None else bank.keys.shape[1]
     if not len(out0) or out0.shape[1] != width or out1.shape[1:] != out0.shape[1:]:
         raise RuntimeError(
             f"out0 and out1 must be [N, {width}], N of 1 or more; got {list(out0.shape)} and {list(out1.shape)}"
         )
-    if len(out1) != len(out0):
+    if len(out1) != len(out0) and (bank is None or len(out1) != 1):
         error = IndexError if bank is None else RuntimeError
         raise error(f"out1 must have the {len(out0)} rows of out0; got {len(out1)}")
 
@@ -116,10 +129,7 @@ class NegativeCosineSimilarity(nn.Module):
         self.eps = eps
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        dtype = torch.promote_types(x0.dtype, x1.dtype)
-        rows = (x.to(dtype).movedim(self.dim, -1) for x in torch.broadcast_tensors(x0, x1))
-        x0, x1 = (x.reshape(-1, x.shape[-1]) for x in rows)
-        return negative_cosine(x0, x1, eps=max(self.eps, torch.finfo(torch.float32).tiny))
+        return mean_negative_cosine(x0, x1, self.dim, self.eps)
 
 
 class _Centre(nn.Module):
@@ -141,11 +151,6 @@ class _Centre(nn.Module):
 def _check_mode(mode: str) -> None:
     if mode != "mean":
         raise ValueError(f"center_mode must be 'mean'; got {mode!r}")
-
-
-def _temperature(value: float | Tensor, like: Tensor) -> float | Tensor:
-    """A number, or a tensor where `like` is."""
-    return value.to(like.device) if isinstance(value, Tensor) else float(value)
 
 
 class DINOLoss(nn.Module):
@@ -185,9 +190,7 @@ class DINOLoss(nn.Module):
         self.student_temp = student_temp
         self.center_momentum = center_momentum
         self.warmup_teacher_temp_epochs = warmup_teacher_temp_epochs
-        self.teacher_temp_schedule = torch.linspace(
-            warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs
-        ).tolist()
+        self.teacher_temp_schedule = torch.linspace(warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
         self.register_buffer("center", torch.zeros(1, 1, output_dim))
 
     def forward(
@@ -206,28 +209,27 @@ class DINOLoss(nn.Module):
             epoch: chooses from the schedule.
 
         Raises:
-            ValueError: no two different views.
-            RuntimeError: views of other shapes than each other's or the centre's.
+            ValueError: one view of each alone.
+            RuntimeError: no view of one of them, or views of other shapes than each other's or the centre's.
         """
-        if len(teacher_out) * len(student_out) <= 1:
-            raise ValueError(
-                f"DINOLoss needs two different views, of a teacher and a student; "
-                f"got {len(teacher_out)} of the teacher and {len(student_out)} of the student"
-            )
-        for view in (*teacher_out, *student_out):
-            require_shape("each view", view, (*student_out[0].shape[:-1], self.center.shape[-1]))
+        _check_views(teacher_out, student_out, self.center.shape[-1])
         if teacher_temp is None:
             warming = epoch is not None and epoch < self.warmup_teacher_temp_epochs
             teacher_temp = self.teacher_temp_schedule[epoch] if warming else self.teacher_temp
-        loss, mean = distillation_loss(
-            list(student_out),
-            [view.detach().to(student_out[0].dtype) for view in teacher_out],
-            student_temperature=float(self.student_temp),
-            teacher_temperature=_temperature(teacher_temp, student_out[0]),
-            centre=self.center.flatten(),
-        )
+        loss, mean = distilled(student_out, teacher_out, self.student_temp, teacher_temp, self.center)
         self.center = moved(self.center, mean, self.center_momentum)
         return loss
+
+
+def _check_views(teacher_out: Sequence[Tensor], student_out: Sequence[Tensor], width: int) -> None:
+    """Views must be [N, K] of one N and the centre's K, and make a pair of two different ones."""
+    counts = f"{len(teacher_out)} of the teacher and {len(student_out)} of the student"
+    if not len(teacher_out) or not len(student_out):
+        raise RuntimeError(f"teacher_out and student_out must hold a view each; got {counts}")
+    if len(teacher_out) * len(student_out) == 1:
+        raise ValueError(f"DINOLoss needs two different views, of a teacher and a student; got {counts}")
+    for view in (*teacher_out, *student_out):
+        require_shape("each view", view, (*student_out[0].shape[:1], width))
 
 
 class IBOTPatchLoss(nn.Module):
@@ -284,12 +286,12 @@ class IBOTPatchLoss(nn.Module):
             return student_out.sum()
         row = torch.arange(rows, device=mask.device)
         image = torch.searchsorted(counts.cumsum(0), row, right=True).clamp_max(len(counts) - 1)
-        loss, mean = distillation_loss(
-            student_out,
-            teacher_out.detach().to(student_out.dtype),
-            student_temperature=float(self.student_temp),
-            teacher_temperature=_temperature(self.teacher_temp if teacher_temp is None else teacher_temp, student_out),
-            centre=self.center.value.flatten(),
+        loss, mean = distilled(
+            [student_out],
+            [teacher_out],
+            self.student_temp,
+            self.teacher_temp if teacher_temp is None else teacher_temp,
+            self.center.value,
             weights=(1 / counts.clamp_min(1))[image],
             samples=len(mask),
         )

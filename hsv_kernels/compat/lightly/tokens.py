@@ -39,8 +39,8 @@ def random_token_mask(
     first = 0 if mask_class_token else min(1, tokens)
     length = tokens - first
     keep = min(length, max(0, int((tokens - (not mask_class_token)) * (1 - mask_ratio))))
-    device = torch.get_default_device() if device is None else device
     order = torch.arange(length, device=device).expand(batch, -1)
+    device = order.device
     if batch and 0 < keep < length:
         _, ids_restore, _ = random_masking(batch, length, num_keep=keep, device=device)
         order = torch.empty_like(ids_restore).scatter_(1, ids_restore, order)
@@ -50,7 +50,8 @@ def random_token_mask(
 
 def repeat_token(token: Tensor, size: tuple[int, int]) -> Tensor:
     """[1, 1, D] → [B, L, D] for size (B, L)."""
-    return token.repeat(*size, 1)
+    batch, tokens = size
+    return token.repeat(batch, tokens, 1)
 
 
 def expand_index_like(index: Tensor, tokens: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def expand_index_like(index: Tensor, tokens: Tensor) -> Tensor:
 
 def get_at_index(tokens: Tensor, index: Tensor) -> Tensor:
     """Tokens [B, K, D] of [B, L, D] at [B, K]. An index may come twice, and its gradients add up."""
-    return masking.gather_tokens(tokens, index)
+    return tokens.gather(1, expand_index_like(index, tokens))
 
 
 def set_at_index(tokens: Tensor, index: Tensor, value: Tensor | float) -> Tensor:
@@ -90,8 +91,11 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     """[B, C, H, W] → [B, L, p·p·C]: rows of the grid, then pixels, the channel last.
 
     Raises:
+        ValueError: images of other than four dimensions.
         AssertionError: a patch that does not divide height and width.
     """
+    if images.dim() != 4:
+        raise ValueError(f"images must be [B, C, H, W]; got {list(images.shape)}")
     if images.shape[2] % patch_size or images.shape[3] % patch_size:
         raise AssertionError(f"patch_size must divide height and width, {list(images.shape[2:])}; got {patch_size}")
     return masking.patchify(images, patch_size, patch_size)
