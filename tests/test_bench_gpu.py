@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import bench_distillation as distillation
 from bench import limits, page, results
 from bench.cases import Case, Provider
 from bench.gpu import build, cases, measure, parts, truth
@@ -29,7 +30,7 @@ from bench.gpu.suite import run_tests
 from bench.gpu.targets import TARGETS, Target, slower_than_compiled, verdict
 from bench.providers import TEMPERATURE, eager_nt_xent, eager_queue
 from bench.timing import Call
-from hsv_kernels import masked_mse, random_masking, restore_tokens
+from hsv_kernels import distillation_loss, masked_mse, random_masking, restore_tokens, sinkhorn_centre
 
 H200 = {"bfloat16": 790e12, "tf32": 400e12, "float32": 50e12, "exponentials": 3.7e12, "copy": 4.3e12}
 ORIGIN = {
@@ -373,6 +374,16 @@ def test_truth_in_chunks_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None
     upstream = torch.randn(3, 196, 8, generator=generator).bfloat16()
     formula = lambda *x: restore_tokens(*x, backend="reference")  # noqa: E731
     close(truth.restore_tokens(tokens, upstream), differentiated(formula, tokens, upstream))
+    crops = distillation.inputs(3, 11, torch.bfloat16)
+    formula = lambda *x: distillation_loss(x[2], x[1], centre=x[0], backend="reference")[0]  # noqa: E731
+    close(truth.distillation_loss(crops, two), differentiated(formula, crops, two))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)], ids=["samples", "views of samples"])
+def test_eager_sinkhorn_is_the_centre(shape: tuple[int, ...]) -> None:
+    (logits,) = distillation.sinkhorn_inputs(*shape, dtype=torch.float32)
+    centre = sinkhorn_centre(logits, distillation.EPSILON, backend="reference")
+    torch.testing.assert_close(distillation.eager_sinkhorn(logits), centre)
 
 
 def test_patches_are_compared_with_the_first_draw() -> None:
