@@ -26,7 +26,8 @@ from torch import Tensor
 
 from bench import methods_page
 from bench.methods_runs import IMAGES, RUNS, K, Run, keep, preset_digest
-from bench.results import ROOT, origin
+from bench.paths import ROOT
+from bench.results import origin
 from hsv.checkpoint import find_checkpoint
 from hsv.config import load_config
 from hsv.data import Source, open_source

@@ -9,7 +9,7 @@ import math
 import shlex
 
 from bench.methods_runs import HYBRIDS, Run, kept, preset_digest
-from bench.results import ROOT
+from bench.paths import ROOT
 from hsv.config import METHODS
 from hsv.monitor import collapse_verdict
 

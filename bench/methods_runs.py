@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.results import RESULTS
+from bench.paths import RESULTS
 from hsv.config import METHODS, load_config
 
 IMAGES, K = 10_000, 20

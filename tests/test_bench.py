@@ -14,6 +14,7 @@ from bench.cases import Case, Provider, Work
 from bench.limits import EXPONENTIAL, Probe, least_seconds
 from bench.plots import Series, line_plot
 from bench.stats import growth, quartiles, quotient
+from bench.tables import describe
 from bench.timing import Measured, measure
 from hsv_kernels.backends import compiled_module
 
@@ -179,6 +180,15 @@ def test_results_are_kept_by_device_date_and_commit(tmp_path: Path) -> None:
     assert new.name == "2026-02-01-abc1234-dirty.json"
     assert results.newest(old.parent) == [new, old]
     assert results.read(old) == [row("hsv", 1)]
+
+
+@pytest.mark.parametrize(
+    ("system", "shown"),
+    [("Linux 6.1.7-build-3", "Linux 6.1.7"), ("Linux 6.1.7", "Linux 6.1.7"), ("Linux", "Linux"), ("", "")],
+)
+def test_a_system_is_told_without_its_build(system: str, shown: str) -> None:
+    assert results.without_build(system) == shown
+    assert f"2 threads, {shown};" in describe(row("hsv", 1, system=system))
 
 
 def test_rows_written_before_a_crash_are_read(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from bench.gpu.child import DEVICE_LOST, Deadline, run
 from bench.gpu.store import Store, key, whole_lines
 from bench.gpu.suite import run_tests
 from bench.gpu.targets import TARGETS, Target, slower_than_compiled, verdict
+from bench.paths import ROOT
 from bench.providers import TEMPERATURE, eager_nt_xent, eager_queue
 from bench.timing import Call
 from hsv_kernels import distillation_loss, masked_mse, random_masking, restore_tokens, sinkhorn_centre
@@ -124,7 +125,7 @@ def test_what_ends_the_command_ends_what_it_started(tmp_path: Path) -> None:
         "command.rehearse = lambda parts, seconds: child.run(loop, 100)\n"
         "sys.exit(command.main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], cwd=results.ROOT) as command:
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as command:
         while command.poll() is None and not beat.exists():
             time.sleep(0.1)
         command.terminate()
@@ -523,6 +524,6 @@ def test_a_module_that_an_earlier_part_built_is_up_to_date(tmp_path: Path, monke
 
 def test_python_of_the_machine_is_named_by_make() -> None:
     command = ["make", "-n", "gpu", f"GPU_PYTHON={sys.executable}", "PART=contrast", "FULL=1", "RESULTS=/elsewhere"]
-    said = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"{sys.executable} -m bench.gpu --part contrast --full" in said and "--results /elsewhere" in said
     assert "pip" not in said
