@@ -20,7 +20,7 @@ from bench import bench_masking as masking
 from bench import bench_reconstruction as reconstruction
 from bench import providers as p
 from bench.bench_step import training_step
-from bench.cases import DEVICE, QUICK, Case, Provider, Work
+from bench.cases import DEVICE, QUICK, Case, Provider, Returned, Work
 from bench.gpu import truth
 from hsv_kernels import restore_tokens, use_backend
 from hsv_kernels.backends import Backend
@@ -40,10 +40,10 @@ VIEWS = [(2, 300)] if QUICK else [(32, 65_536), (256, 4096)]  # samples and clas
 ROWS = [(8, 64)] if QUICK else [(512, 2048), (4096, 256)]
 
 
-def on(backend: Backend, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def on(backend: Backend, function: Callable[..., Returned]) -> Callable[..., Returned]:
     """`function` with hsv's operations on one backend: it raises where that cannot serve."""
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Returned:
         with use_backend(backend):
             return function(*inputs)
 
