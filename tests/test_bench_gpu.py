@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -264,7 +264,9 @@ def test_a_crash_is_blamed_on_its_case_and_the_part_goes_on(
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(10, 0), (400, 12)])
-def test_only_a_long_case_is_blamed_for_the_deadline(case: Case, tmp_path: Path, monkeypatch, seconds, rows) -> None:
+def test_only_a_long_case_is_blamed_for_the_deadline(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, rows: int
+) -> None:
     def ended(command: list[str], left: float, environment: dict) -> None:
         (tmp_path / "begun.json").write_text(json.dumps({"title": case.title, "time": time.time() - seconds}))
 
@@ -283,7 +285,7 @@ def test_graphs_hold_every_set_of_inputs(monkeypatch: pytest.MonkeyPatch) -> Non
             time.sleep(0.08)
 
     @contextmanager
-    def entered(*_: object, **__: object):
+    def entered(*_: object, **__: object) -> Iterator[None]:
         yield
 
     for name, value in {"Stream": Stand, "CUDAGraph": Stand, "stream": entered, "graph": entered}.items():
