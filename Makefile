@@ -8,7 +8,7 @@
 # make bench        time and memory against what else there is (three quarters of an hour; QUICK=1: small sizes, nothing kept)
 # make bench-check  what got slower between two result files [BASE=FILE] [NEW=FILE] [TOLERANCE=0.15]
 # make methods      train each method's small preset on a folder of images and write docs/methods.md: DATA=FOLDER
-#                   [MINUTES=5] [METHODS=simclr,mae] [THREADS=2] [JOBS=1]
+#                   [MINUTES=5|STEPS=500] [METHODS=simclr,mae] [THREADS=2] [JOBS=1]
 # make gpu          prove and measure the kernels on a GPU [PART=test|contrast|memory-bound|end-to-end] [FULL=1]
 #                   [RESULTS=FOLDER] [GPU_PYTHON=python3, whose packages are used as they are: nothing is installed]
 PYTHON ?= python3
@@ -94,7 +94,7 @@ bench-check: $(VENV)/installed
 
 methods: $(VENV)/installed
 	@test -n '$(DATA)' || { echo "DATA names a folder of labelled images: make methods DATA=FOLDER"; exit 1; }
-	$(BIN)/python -m bench.methods --data '$(DATA)' $(if $(MINUTES),--minutes $(MINUTES)) \
+	$(BIN)/python -m bench.methods --data '$(DATA)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) \
 		$(if $(METHODS),--methods '$(METHODS)') $(if $(THREADS),--threads $(THREADS)) $(if $(JOBS),--jobs $(JOBS))
 
 gpu: $(if $(GPU_PYTHON),,$(VENV)/installed)

@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from bench import page, results
+from bench.paths import ROOT
 
 NAMES = ["contrast", "cosine", "distillation", "masking", "reconstruction", "teacher", "step"]  # of bench_<name>.py
 SETTINGS = {"as it is": "0", "huge pages for all": "1"}  # of THP_MEM_ALLOC_ENABLE
@@ -39,7 +40,7 @@ def main() -> int:
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"bench/bench_{name}.py"]
             command += ["--benchmark-only", "--benchmark-columns=min,median,iqr,rounds"]
             command += [f"--rows={lines}", f"--memory={memory}"]
-            if subprocess.run(command, cwd=results.ROOT, env=environment).returncode:
+            if subprocess.run(command, cwd=ROOT, env=environment).returncode:
                 failed.append(f"{name}, pages of memory: {setting}")
             rows += results.read_lines(lines)
     if rows and not options.quick and not options.only:

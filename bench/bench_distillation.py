@@ -1,6 +1,7 @@
 """Self-distillation's cross-entropy over views, and Sinkhorn–Knopp, against the same formulas in plain PyTorch."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ def hsv(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def eager(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
-    """The loss of each pair of views, from one softmax of each view."""
+    """The loss of each pair of views, from one softmax of each view in float32."""
     targets = ((teacher - centre) / TEACHER).softmax(-1)
-    logs = (student / STUDENT).log_softmax(-1)
+    logs = (student.float() / STUDENT).log_softmax(-1)
     losses = [-(q * p).sum(-1).mean() for t, q in enumerate(targets) for s, p in enumerate(logs) if s != t]
     return sum(losses) / len(losses)
 
@@ -48,10 +49,10 @@ def rewritten(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
     return loss / (GLOBAL * (CROPS - 1))
 
 
-def lightly() -> Loss:
+def lightly(classes: int) -> Loss:
     from lightly.loss import DINOLoss
 
-    module = DINOLoss(CLASSES)
+    module = DINOLoss(classes)
 
     def run(centre: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
         module.center = centre[None, None]  # the module moves it on after the loss
@@ -60,18 +61,20 @@ def lightly() -> Loss:
     return run
 
 
-def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+def inputs(n: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """A centre, the teacher's views and the student's, stacked as a head returns them; the latter require grad."""
     torch.manual_seed(0)
-    centre = 0.1 * torch.randn(CLASSES, device=DEVICE)
-    teacher, student = (torch.randn(n, BATCH, CLASSES, dtype=dtype, device=DEVICE) for n in (GLOBAL, CROPS))
+    centre = 0.1 * torch.randn(classes, device=DEVICE)
+    teacher, student = (torch.randn(views, n, classes, dtype=dtype, device=DEVICE) for views in (GLOBAL, CROPS))
     return centre, teacher, student.requires_grad_()
 
 
-def work_of(teacher: float, student: float) -> dict[str, Work]:
-    """All logits are read in either direction, with an exponential for each; the student's gradient is written."""
+def work_of(teacher: int, student: int, size: int) -> dict[str, Work]:
+    """All logits, of `size` bytes, are read in either direction, with an exponential for each; the student's gradient
+    is written.
+    """
     logits = teacher + student
-    forward, backward = 4 * logits, 4 * (logits + student)
+    forward, backward = size * logits, size * (logits + student)
     return {
         "forward": Work(bytes=forward, exponentials=logits),
         "backward": Work(bytes=backward, exponentials=logits),
@@ -79,21 +82,25 @@ def work_of(teacher: float, student: float) -> dict[str, Work]:
     }
 
 
-def views_case() -> Case:
+def views_work(n: int, classes: int, size: int) -> dict[str, Work]:
+    return work_of(GLOBAL * n * classes, CROPS * n * classes, size)
+
+
+def views_case(n: int, classes: int) -> Case:
     return Case(
         operation="distillation_loss",
-        shape={"N": BATCH, "crops": CROPS, "K": CLASSES},
+        shape={"N": n, "crops": CROPS, "K": classes},
         products="float32",
-        inputs=inputs,
+        inputs=partial(inputs, n, classes),
         providers={
             "hsv": Provider(lambda: hsv),
             "eager": Provider(lambda: eager),
             "torch.compile": Provider(compiled(eager)),
             "rewritten, compiled": Provider(compiled(rewritten)),
             "DINO": Provider(lambda: published, note="a log-softmax for each pair"),
-            "lightly": Provider(lightly, note="moves the centre too"),
+            "lightly": Provider(partial(lightly, classes), note="moves the centre too"),
         },
-        work=work_of(GLOBAL * BATCH * CLASSES, CROPS * BATCH * CLASSES),
+        work=views_work(n, classes, 4),
         seconds=20,
     )
 
@@ -125,7 +132,7 @@ def patches_case() -> Case:
             "eager": Provider(lambda: eager_patches),
             "torch.compile": Provider(compiled(eager_patches)),
         },
-        work=work_of(PATCHES * PATCH_CLASSES, PATCHES * PATCH_CLASSES),
+        work=work_of(PATCHES * PATCH_CLASSES, PATCHES * PATCH_CLASSES, 4),
         seconds=6,
     )
 
@@ -135,8 +142,8 @@ def hsv_sinkhorn(logits: Tensor) -> Tensor:
 
 
 def eager_sinkhorn(logits: Tensor) -> Tensor:
-    """The same centre, from the log-sums of columns and rows in turn."""
-    x = logits / EPSILON
+    """The same centre in float32, from the log-sums of columns and rows in turn; the rows of all views are samples."""
+    x = logits.flatten(0, -2).float() / EPSILON
     v = x.logsumexp(0)
     for _ in range(2):
         v = (x - (x - v).logsumexp(1, keepdim=True)).logsumexp(0)
@@ -153,18 +160,18 @@ def published_sinkhorn(logits: Tensor) -> Tensor:
     return (q * q.shape[1]).T
 
 
-def sinkhorn_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+def sinkhorn_inputs(*shape: int, dtype: torch.dtype) -> tuple[Tensor]:
     torch.manual_seed(0)
-    return (torch.rand(SAMPLES, PROTOTYPES, dtype=dtype, device=DEVICE) - 0.5,)
+    return (torch.rand(shape, dtype=dtype, device=DEVICE) - 0.5,)
 
 
-def sinkhorn_case() -> Case:
-    values = SAMPLES * PROTOTYPES
+def sinkhorn_case(n: int, classes: int) -> Case:
+    values = n * classes
     return Case(
         operation="sinkhorn_centre",
-        shape={"N": SAMPLES, "K": PROTOTYPES},
+        shape={"N": n, "K": classes},
         products="float32",
-        inputs=sinkhorn_inputs,
+        inputs=lambda dtype: sinkhorn_inputs(n, classes, dtype=dtype),
         kinds=("forward",),
         providers={
             "hsv": Provider(lambda: hsv_sinkhorn),
@@ -176,7 +183,7 @@ def sinkhorn_case() -> Case:
     )
 
 
-CASES = [views_case(), patches_case(), sinkhorn_case()]
+CASES = [views_case(BATCH, CLASSES), patches_case(), sinkhorn_case(SAMPLES, PROTOTYPES)]
 
 
 def test_speed(case: Case, mode: str, provider: str, record: Callable[[Case, str, str], None]) -> None:

@@ -12,34 +12,36 @@ from bench.providers import compiled
 from hsv_kernels import gather_patches, gather_tokens, random_masking
 from hsv_kernels.ops.masking.reference import patchify
 
+Masked = tuple[Tensor, Tensor, Tensor]  # kept rows [B, K, values], ids_restore [B, L], mask [B, L]
+
 BATCH = 2 if QUICK else 64
 SIDE, PATCH, CHANNELS = 224, 16, 3
 L = (SIDE // PATCH) ** 2
 K, VALUES = L // 4, PATCH * PATCH * CHANNELS
 
 
-def eager_tokens(tokens: Tensor) -> Tensor:
-    """Kept tokens by the order of random numbers, with the mask and ids_restore that MAE's decoder needs."""
+def eager_tokens(tokens: Tensor) -> Masked:
+    """Kept tokens by the order of random numbers, with ids_restore and the mask that MAE's decoder and loss need."""
     B, _, D = tokens.shape
     order = torch.rand(B, L, device=tokens.device).argsort(dim=1)
     ids_restore = order.argsort(dim=1)
     mask = torch.ones_like(ids_restore, dtype=torch.float32)
     mask[:, :K] = 0
-    mask = mask.gather(1, ids_restore)
-    return tokens.gather(1, order[:, :K, None].expand(-1, -1, D))
+    kept = tokens.gather(1, order[:, :K, None].expand(-1, -1, D))
+    return kept, ids_restore, mask.gather(1, ids_restore)
 
 
-def eager_patches(images: Tensor) -> Tensor:
+def eager_patches(images: Tensor) -> Masked:
     return eager_tokens(patchify(images, PATCH, PATCH))
 
 
-def hsv(gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Callable[[Tensor], Tensor]]:
-    def make() -> Callable[[Tensor], Tensor]:
+def hsv(gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Callable[[Tensor], Masked]]:
+    def make() -> Callable[[Tensor], Masked]:
         steps = count()
 
-        def run(x: Tensor) -> Tensor:
-            ids_keep, _, _ = random_masking(len(x), L, num_keep=K, seed=0, offset=next(steps), device=x.device)
-            return gather(x, ids_keep)
+        def run(x: Tensor) -> Masked:
+            ids_keep, *others = random_masking(len(x), L, num_keep=K, seed=0, offset=next(steps), device=x.device)
+            return gather(x, ids_keep), *others
 
         return run
 

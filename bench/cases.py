@@ -13,6 +13,8 @@ QUICK = os.environ.get("HSV_BENCH_QUICK", "0") != "0"  # small shapes, two round
 HUGE_PAGES = os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1"  # torch's own setting: huge pages for all providers
 THREADS = int(os.environ.get("HSV_BENCH_THREADS", "0")) or torch.get_num_threads()
 
+Returned = Tensor | tuple[Tensor, ...]  # by a provider: its value, or that and what else the operation gives
+
 MODES = {  # kind of call → what it times
     "forward": ("forward",),
     "training": ("backward", "both"),
@@ -34,7 +36,7 @@ class Provider:
         around: a context in which it is called, gradients included.
     """
 
-    make: Callable[[], Callable[..., Tensor]]
+    make: Callable[[], Callable[..., Returned]]
     dtype: torch.dtype = torch.float32
     note: str = ""
     compared: bool = True

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.results import RESULTS, Row, newest, read
+from bench.paths import RESULTS
+from bench.results import Row, newest, read
 from bench.tables import describe, shape
 
 TOLERANCE = 0.15  # medians of interleaved rounds of one commit differ by up to so much on a shared machine

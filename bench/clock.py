@@ -6,7 +6,7 @@ import torch
 
 from bench.cases import DEVICE
 
-Mark = "float | torch.cuda.Event"
+Mark = float | torch.cuda.Event
 
 
 def mark() -> Mark:

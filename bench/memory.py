@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from bench.cases import DEVICE, THREADS, Case
+from bench.paths import ROOT
 from bench.stats import growth
 from bench.timing import Call
 
-ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 10.0  # seconds of a call, by its growth so far, beyond which its memory is predicted and not measured
 MOST = 400.0  # seconds of one child
 TRIED, SHARE = 0.4, 0.9  # of the available memory: what one of two children at once may try, and what a call may take

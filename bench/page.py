@@ -14,7 +14,8 @@ from bench.figures import figures
 from bench.gpu.page import INTRODUCTION as GPU_INTRODUCTION
 from bench.gpu.page import TARGET_DEVICE, section
 from bench.limits import EXPONENTIAL
-from bench.results import RESULTS, ROOT, Row, newest, read
+from bench.paths import RESULTS, ROOT
+from bench.results import Row, newest, read
 from bench.tables import describe, find, fraction, tables
 from bench.targets import EXTRA_MIB, FRACTION, TARGETS, Target
 

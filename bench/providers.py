@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases import DEVICE
+from bench.cases import DEVICE, Returned
 
 TEMPERATURE = 0.1
 
 Loss = Callable[..., Tensor]
 
 
-def compiled(function: Loss) -> Callable[[], Loss]:
+def compiled(function: Callable[..., Returned]) -> Callable[[], Callable[..., Returned]]:
     """torch.compile of `function`, for fixed shapes and without falling back to eager parts."""
     return lambda: torch.compile(function, dynamic=False, fullgraph=True)
 

@@ -14,12 +14,11 @@ import torch
 from bench.cases import DEVICE, HUGE_PAGES, THREADS, Case
 from bench.limits import least_seconds
 from bench.memory import available_bytes
+from bench.paths import RESULTS, ROOT
 from bench.stats import quartiles, quotient
 from bench.timing import Measured
 from hsv_kernels.backends import compiled_module
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 LIBRARIES = ("torch", "triton", "numpy", "lightly", "pytorch-metric-learning", "timm")
 
 Row = dict[str, object]
@@ -34,7 +33,7 @@ def origin() -> Row:
         "isa": "no compiled kernels" if isinstance(module, str) else module.cpu_isa(),
         "threads": THREADS,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
-        "system": f"{platform.system()} {platform.release()}",
+        "system": without_build(f"{platform.system()} {platform.release()}"),
         "commit": commit(),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -52,6 +51,11 @@ def cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def without_build(system: str) -> str:
+    """Name and version number of a system: what follows them is the name of somebody's build."""
+    return re.match(r"\S*( [\d.]+)?", system)[0].rstrip(".")
 
 
 def commit() -> str:

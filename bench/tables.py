@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from bench.results import Row
+from bench.results import Row, without_build
 
 
 def describe(row: Row) -> str:
@@ -10,7 +10,7 @@ def describe(row: Row) -> str:
     versions = ", ".join(f"{name} {number or 'not installed'}" for name, number in row["versions"].items())
     gpu = "" if row["device"] == row["cpu"] else f" with {row['cpu']}"
     return (
-        f"{row['device']}{gpu}, {row['isa']}, {row['threads']} threads, {row['system']}; {versions}; "
+        f"{row['device']}{gpu}, {row['isa']}, {row['threads']} threads, {without_build(row['system'])}; {versions}; "
         f"commit {row['commit']}{' with uncommitted changes' if row['dirty'] else ''}, {str(row['date'])[:10]}; "
         f"transparent huge pages: {row['transparent_huge_pages']}"
     )

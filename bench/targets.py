@@ -18,7 +18,9 @@ class Target:
 
 
 def _targets() -> Iterator[Target]:
-    def nt_xent(n: int, mode: str, eager: tuple, compiled: tuple, lightly: float | None, products: str = "float32"):
+    def nt_xent(
+        n: int, mode: str, eager: tuple, compiled: tuple, lightly: float | None, products: str = "float32"
+    ) -> Iterator[Target]:
         yield Target("nt_xent", {"N": n}, products, mode, "eager", *eager)
         yield Target("nt_xent", {"N": n}, products, mode, "torch.compile", *compiled)
         if lightly:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import check, limits, page, results
+from bench import bench_masking, check, limits, page, results
 from bench.cases import Case, Provider, Work
 from bench.limits import EXPONENTIAL, Probe, least_seconds
 from bench.plots import Series, line_plot
 from bench.stats import growth, quartiles, quotient
+from bench.tables import describe
 from bench.timing import Measured, measure
 from hsv_kernels.backends import compiled_module
+from hsv_kernels.ops.masking.reference import patchify
 
 ORIGIN = {
     "device": "A CPU",
@@ -162,6 +164,23 @@ def test_providers_that_fail_say_why_and_the_others_go_on(case: Case) -> None:
     assert results.timing_row(case, "both", "hsv", measured)["rounds"] == 3
 
 
+def test_the_value_is_the_first_of_what_a_provider_returns(case: Case) -> None:
+    case.providers["hsv"] = Provider(lambda: lambda x: (x.square().sum(), x.detach()))
+    for kind in case.kinds:
+        assert not measure(case, kind, ["hsv", "eager"]).failures
+
+
+@pytest.mark.parametrize("case", bench_masking.CASES, ids=lambda case: case.operation)
+@pytest.mark.parametrize("provider", ["hsv", "eager"])
+def test_rivals_of_masking_return_the_same(case: Case, provider: str) -> None:
+    (x,) = case.inputs(torch.float32)
+    tokens = x if x.dim() == 3 else patchify(x, bench_masking.PATCH, bench_masking.PATCH)
+    kept, ids_restore, mask = case.providers[provider].make()(x)
+    order = ids_restore.argsort(1)[:, : bench_masking.K]
+    torch.testing.assert_close(kept, tokens.gather(1, order[..., None].expand(-1, -1, bench_masking.VALUES)))
+    torch.testing.assert_close(mask, (ids_restore >= bench_masking.K).float())
+
+
 def test_a_row_compares_rounds_and_tells_the_share_of_the_limit(case: Case) -> None:
     case.work["forward"] = Work(flops=10, exponentials=10 / EXPONENTIAL)
     seconds = {"hsv": [1.0, 3.0, 2.0], "eager": [4.0, 12.0, None]}
@@ -179,6 +198,15 @@ def test_results_are_kept_by_device_date_and_commit(tmp_path: Path) -> None:
     assert new.name == "2026-02-01-abc1234-dirty.json"
     assert results.newest(old.parent) == [new, old]
     assert results.read(old) == [row("hsv", 1)]
+
+
+@pytest.mark.parametrize(
+    ("system", "shown"),
+    [("Linux 6.1.7-build-3", "Linux 6.1.7"), ("Linux 6.1.7", "Linux 6.1.7"), ("Linux", "Linux"), ("", "")],
+)
+def test_a_system_is_told_without_its_build(system: str, shown: str) -> None:
+    assert results.without_build(system) == shown
+    assert f"2 threads, {shown};" in describe(row("hsv", 1, system=system))
 
 
 def test_rows_written_before_a_crash_are_read(tmp_path: Path) -> None:

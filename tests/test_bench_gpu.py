@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import bench_distillation as distillation
 from bench import limits, page, results
 from bench.cases import Case, Provider
 from bench.gpu import build, cases, measure, parts, truth
@@ -27,9 +28,10 @@ from bench.gpu.child import DEVICE_LOST, Deadline, run
 from bench.gpu.store import Store, key, whole_lines
 from bench.gpu.suite import run_tests
 from bench.gpu.targets import TARGETS, Target, slower_than_compiled, verdict
+from bench.paths import ROOT
 from bench.providers import TEMPERATURE, eager_nt_xent, eager_queue
 from bench.timing import Call
-from hsv_kernels import masked_mse, random_masking, restore_tokens
+from hsv_kernels import distillation_loss, masked_mse, random_masking, restore_tokens, sinkhorn_centre
 
 H200 = {"bfloat16": 790e12, "tf32": 400e12, "float32": 50e12, "exponentials": 3.7e12, "copy": 4.3e12}
 ORIGIN = {
@@ -123,7 +125,7 @@ def test_what_ends_the_command_ends_what_it_started(tmp_path: Path) -> None:
         "command.rehearse = lambda parts, seconds: child.run(loop, 100)\n"
         "sys.exit(command.main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], cwd=results.ROOT) as command:
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as command:
         while command.poll() is None and not beat.exists():
             time.sleep(0.1)
         command.terminate()
@@ -262,7 +264,9 @@ def test_a_crash_is_blamed_on_its_case_and_the_part_goes_on(
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(10, 0), (400, 12)])
-def test_only_a_long_case_is_blamed_for_the_deadline(case: Case, tmp_path: Path, monkeypatch, seconds, rows) -> None:
+def test_only_a_long_case_is_blamed_for_the_deadline(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, rows: int
+) -> None:
     def ended(command: list[str], left: float, environment: dict) -> None:
         (tmp_path / "begun.json").write_text(json.dumps({"title": case.title, "time": time.time() - seconds}))
 
@@ -281,7 +285,7 @@ def test_graphs_hold_every_set_of_inputs(monkeypatch: pytest.MonkeyPatch) -> Non
             time.sleep(0.08)
 
     @contextmanager
-    def entered(*_: object, **__: object):
+    def entered(*_: object, **__: object) -> Iterator[None]:
         yield
 
     for name, value in {"Stream": Stand, "CUDAGraph": Stand, "stream": entered, "graph": entered}.items():
@@ -373,6 +377,16 @@ def test_truth_in_chunks_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None
     upstream = torch.randn(3, 196, 8, generator=generator).bfloat16()
     formula = lambda *x: restore_tokens(*x, backend="reference")  # noqa: E731
     close(truth.restore_tokens(tokens, upstream), differentiated(formula, tokens, upstream))
+    crops = distillation.inputs(3, 11, torch.bfloat16)
+    formula = lambda *x: distillation_loss(x[2], x[1], centre=x[0], backend="reference")[0]  # noqa: E731
+    close(truth.distillation_loss(crops, two), differentiated(formula, crops, two))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)], ids=["samples", "views of samples"])
+def test_eager_sinkhorn_is_the_centre(shape: tuple[int, ...]) -> None:
+    (logits,) = distillation.sinkhorn_inputs(*shape, dtype=torch.float32)
+    centre = sinkhorn_centre(logits, distillation.EPSILON, backend="reference")
+    torch.testing.assert_close(distillation.eager_sinkhorn(logits), centre)
 
 
 def test_patches_are_compared_with_the_first_draw() -> None:
@@ -512,6 +526,6 @@ def test_a_module_that_an_earlier_part_built_is_up_to_date(tmp_path: Path, monke
 
 def test_python_of_the_machine_is_named_by_make() -> None:
     command = ["make", "-n", "gpu", f"GPU_PYTHON={sys.executable}", "PART=contrast", "FULL=1", "RESULTS=/elsewhere"]
-    said = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"{sys.executable} -m bench.gpu --part contrast --full" in said and "--results /elsewhere" in said
     assert "pip" not in said

@@ -155,7 +155,7 @@ def gradients(check: Callable[[Case], Tensor], case: Case) -> tuple[Tensor, ...]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each process found, by check and sizes. Three are started once, and two of them meet again."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(_rank, (str(folder),), nprocs=3)
@@ -191,7 +191,7 @@ def skipped(name: str, sizes: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("name", CHECKS)
-def test_ranks_give_what_one_process_does(ranks, name, sizes):
+def test_ranks_give_what_one_process_does(ranks: list[dict], name: str, sizes: tuple[int, ...]) -> None:
     if skipped(name, sizes):
         return
     value, *expected = gradients(CHECKS[name], Case(sizes, None))
@@ -216,7 +216,7 @@ def batch_norm(rank: int, world: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_batch_norm_of_a_single_row(ranks, world):
+def test_batch_norm_of_a_single_row(ranks: list[dict], world: int) -> None:
     for rank, result in enumerate(ranks[:world]):
         found = result["batch_norm", world]
         assert found["y"].eq(0.5).all() and len(found["y"]) == (rank == 1)
@@ -232,7 +232,7 @@ def statistics(rank: int, world: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_running_statistics_are_those_of_all_rows(ranks, world):
+def test_running_statistics_are_those_of_all_rows(ranks: list[dict], world: int) -> None:
     layer = nn.BatchNorm1d(WIDTH)
     layer(Case((5, 2, 1)[:world], None).x0.float())
     for result in ranks[:world]:
@@ -251,7 +251,7 @@ def gathered(rank: int, world: int) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_gather_sum_and_mean(ranks, world):
+def test_gather_sum_and_mean(ranks: list[dict], world: int) -> None:
     every, gradients, sums, means = zip(*(result["gathered", world] for result in ranks[:world]), strict=True)
     expected = [rank + 1 for rank in range(world) for _ in range(rank + 1)]
     assert all(rows.flatten().tolist() == expected for rows in every)
@@ -262,7 +262,7 @@ def test_gather_sum_and_mean(ranks, world):
     assert all(x == pytest.approx(mean) for x in means)
 
 
-def test_one_process_pays_nothing():
+def test_one_process_pays_nothing() -> None:
     x = torch.randn(3, 2, requires_grad=True)
     assert distributed.all_reduce_sum(x) is x and distributed.all_gather_rows(x) is x
     assert distributed.rank_mean(x, 3) is x
@@ -288,7 +288,7 @@ def saved_bytes(rank: int, world: int) -> dict[tuple[str, int], int]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ring_keeps_nothing_of_other_ranks(ranks, world):
+def test_ring_keeps_nothing_of_other_ranks(ranks: list[dict], world: int) -> None:
     found = ranks[0]["saved_bytes", world]
     assert found["ring", 8] == found["ring", 64]
     assert found["gather", 64] - found["gather", 8] >= (world - 1) * 2 * 56 * 32 * 4
@@ -300,7 +300,7 @@ def reduced(rank: int, world: int) -> Tensor:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_logsumexp_over_ranks(ranks, world):
+def test_logsumexp_over_ranks(ranks: list[dict], world: int) -> None:
     numbers = torch.arange(float(world))
     expected = torch.stack(
         [
@@ -326,14 +326,14 @@ def halves(rank: int, world: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_losses_of_half_rows_are_float32_and_equal_on_all_ranks(ranks, world):
+def test_losses_of_half_rows_are_float32_and_equal_on_all_ranks(ranks: list[dict], world: int) -> None:
     expected = ranks[1]["halves", world]
     for result in ranks[:world]:
         found = result["halves", world]
         assert all(x.dtype == torch.float32 and x == y for x, y in zip(found, expected, strict=True))
 
 
-def test_no_rows_anywhere():
+def test_no_rows_anywhere() -> None:
     student, teacher = torch.zeros(1, 0, 5, requires_grad=True), torch.zeros(1, 0, 5)
     centre = distributed.sinkhorn_centre(teacher, 0.05)
     loss, mean = distributed.distillation_loss(student, teacher, centre=centre, weights=torch.zeros(0), samples=4)
@@ -341,6 +341,6 @@ def test_no_rows_anywhere():
     assert loss == 0 and mean.eq(0).all() and student.grad.shape == student.shape
 
 
-def test_errors_name_the_argument():
+def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="negatives must be one of gather, ring, local; got 'all'"):
         distributed.nt_xent(torch.ones(2, 3), torch.ones(2, 3), negatives="all")

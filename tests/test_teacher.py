@@ -60,7 +60,9 @@ def test_a_teacher_may_keep_its_buffers() -> None:
 @pytest.mark.parametrize("momentum", [0.9, torch.tensor(0.9)], ids=["number", "tensor"])
 def test_calls_do_not_grow_with_the_parameters(momentum: float | Tensor, dtype: torch.dtype) -> None:
     class Counter(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __torch_dispatch__(
+            self, func: torch._ops.OpOverload, types: tuple[type, ...], args: tuple = (), kwargs: dict | None = None
+        ) -> object:
             if func.overloadpacket is not torch.ops.aten.empty_like:  # no launch
                 called.append(func)
             return func(*args, **(kwargs or {}))

@@ -61,7 +61,9 @@ class Machine:
         call()
         return self.now - begin
 
-    def choose(self, kernel: triton.JITFunction = copy_kernel, key: tuple = KEY, candidates=CANDIDATES) -> Tile:
+    def choose(
+        self, kernel: triton.JITFunction = copy_kernel, key: tuple = KEY, candidates: tuple[Tile, ...] = CANDIDATES
+    ) -> Tile:
         return tuning.choose(kernel, key, candidates, self.run, clock=self.clock)
 
 
@@ -94,7 +96,9 @@ def test_the_fastest_is_timed_once_and_found_again_on_disk(folder: Path) -> None
 
 
 @pytest.mark.parametrize("value", [None, "0", ""])
-def test_without_the_variable_the_table_is_used_and_nothing_read(value, folder: Path, monkeypatch) -> None:
+def test_without_the_variable_the_table_is_used_and_nothing_read(
+    value: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder.mkdir()
     (folder / "tuning.json").write_text("not read, or there would be a warning")
     monkeypatch.setenv("HSV_TUNE", value) if value is not None else monkeypatch.delenv("HSV_TUNE")
@@ -103,7 +107,7 @@ def test_without_the_variable_the_table_is_used_and_nothing_read(value, folder: 
     assert machine.launched == []
 
 
-def test_a_key_a_kernel_and_a_version_have_choices_of_their_own(monkeypatch) -> None:
+def test_a_key_a_kernel_and_a_version_have_choices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine({TABLE: 3.0, WIDE: 1.0, HIGH: 2.0})
     assert machine.choose() == WIDE
     machine.times = {TABLE: 1.0, WIDE: 3.0, HIGH: 3.0}
@@ -146,7 +150,7 @@ def test_any_other_failure_is_raised() -> None:
         Machine({TABLE: 3.0, WIDE: ZeroDivisionError(), HIGH: 2.0}).choose()
 
 
-def test_nothing_is_timed_while_a_stream_is_captured(monkeypatch, folder: Path) -> None:
+def test_nothing_is_timed_while_a_stream_is_captured(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     machine = Machine({TABLE: 3.0, WIDE: 1.0, HIGH: 2.0})
     capturing = True
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
@@ -182,7 +186,7 @@ def test_a_corrupt_file_is_ignored_with_one_warning_and_replaced(text: str, fold
 
 
 @pytest.mark.parametrize("kept", [[1, 2], 7, None, {}])
-def test_what_is_kept_and_no_candidate_is_timed_anew(kept, folder: Path) -> None:
+def test_what_is_kept_and_no_candidate_is_timed_anew(kept: object, folder: Path) -> None:
     machine = Machine({TABLE: 3.0, WIDE: 1.0, HIGH: 2.0})
     machine.choose()
     (entry,) = json.loads((folder / "tuning.json").read_text())
@@ -201,7 +205,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(folder: Path) -> None:
     assert len(machine.launched) == len(CANDIDATES)
 
 
-def test_the_folder_follows_the_desktop_standard(monkeypatch) -> None:
+def test_the_folder_follows_the_desktop_standard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HSV_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert tuning.cache_file() == Path("/somewhere/hsv/tuning.json")

@@ -8,7 +8,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from bench.gpu.child import run
-from bench.results import ROOT
+from bench.paths import ROOT
 from hsv_kernels.backends import compiled_module
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from bench import bench_contrast as contrast
 from bench import bench_cosine as cosine
+from bench import bench_distillation as distillation
 from bench import bench_masking as masking
 from bench import bench_reconstruction as reconstruction
 from bench import providers as p
 from bench.bench_step import training_step
-from bench.cases import DEVICE, QUICK, Case, Provider, Work
+from bench.cases import DEVICE, QUICK, Case, Provider, Returned, Work
 from bench.gpu import truth
-from hsv_kernels import distillation_loss, restore_tokens, sinkhorn_centre, use_backend
+from hsv_kernels import restore_tokens, use_backend
 from hsv_kernels.backends import Backend
-from hsv_kernels.ops.distillation import reference as distillation
 from hsv_kernels.ops.masking.reference import restore_tokens as eager_restore
 
 BF16 = torch.bfloat16
@@ -36,15 +36,14 @@ LARGEST = [] if QUICK else [1 << 20]
 QUEUES = [(16, 256)] if QUICK else [(4096, 65536), (256, 65536)]
 BATCHES = [2] if QUICK else [4096, 256]
 DECODER_DIM = 512
-CROPS, GLOBAL = 10, 2
 VIEWS = [(2, 300)] if QUICK else [(32, 65_536), (256, 4096)]  # samples and classes
 ROWS = [(8, 64)] if QUICK else [(512, 2048), (4096, 256)]
 
 
-def on(backend: Backend, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def on(backend: Backend, function: Callable[..., Returned]) -> Callable[..., Returned]:
     """`function` with hsv's operations on one backend: it raises where that cannot serve."""
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Returned:
         with use_backend(backend):
             return function(*inputs)
 
@@ -223,74 +222,38 @@ def reconstruction_case(batch: int) -> Case:
     )
 
 
-def crops(n: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The student's views, the teacher's, and a centre."""
-    student = torch.randn(CROPS, n, classes, dtype=dtype, device=DEVICE, requires_grad=True)
-    teacher = torch.randn(GLOBAL, n, classes, dtype=dtype, device=DEVICE)
-    return student, teacher, 0.1 * torch.randn(classes, device=DEVICE)
-
-
-def hsv_distillation(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
-    return distillation_loss(student, teacher, centre=centre)[0]
-
-
-def eager_distillation(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
-    """The loss of each pair of views, from one softmax of each view in float32."""
-    q, log_p = ((teacher - centre) / 0.04).softmax(-1), (student.float() / 0.1).log_softmax(-1)
-    losses = [-(q[t] * log_p[s]).sum(-1).mean() for t in range(GLOBAL) for s in range(CROPS) if t != s]
-    return sum(losses) / len(losses)
-
-
 def distillation_case(n: int, classes: int) -> Case:
-    logits = 2 * n * classes * (CROPS + GLOBAL)
-    forward, backward = Work(bytes=logits), Work(bytes=logits + 2 * n * classes * CROPS)
+    work = distillation.views_work(n, classes, 2)
     return Case(
         operation="distillation_loss",
-        shape={"N": n, "crops": CROPS, "K": classes},
+        shape={"N": n, "crops": distillation.CROPS, "K": classes},
         products="bfloat16",
-        inputs=partial(crops, n, classes),
+        inputs=partial(distillation.inputs, n, classes),
         providers={
-            "hsv": Provider(lambda: on("triton", hsv_distillation), BF16),
-            "eager": Provider(lambda: eager_distillation, BF16),
-            "torch.compile": Provider(p.compiled(eager_distillation), BF16),
+            "hsv": Provider(lambda: on("triton", distillation.hsv), BF16),
+            "eager": Provider(lambda: distillation.eager, BF16),
+            "torch.compile": Provider(p.compiled(distillation.eager), BF16),
         },
         kinds=(*KINDS, "graph"),
-        work=_graphs_too(
-            {"forward": forward, "backward": backward, "both": Work(bytes=forward.bytes + backward.bytes)}
-        ),
-        sets=_sets(logits),
+        work=_graphs_too(work),
+        sets=_sets(work["forward"].bytes),
         truth=truth.distillation_loss,
     )
 
 
-def targets(n: int, classes: int, dtype: torch.dtype) -> tuple[Tensor]:
-    return (torch.randn(GLOBAL, n, classes, dtype=dtype, device=DEVICE),)
-
-
-def hsv_sinkhorn(teacher: Tensor) -> Tensor:
-    return sinkhorn_centre(teacher, 0.05)
-
-
-def eager_sinkhorn(teacher: Tensor) -> Tensor:
-    """The same log-sums of columns and rows in PyTorch."""
-    scale, sums = torch.full((), 20.0, device=teacher.device), None
-    for _ in range(3):
-        sums = distillation.column_logsums([teacher], scale, sums)
-    return sums / scale
-
-
 def sinkhorn_case(n: int, classes: int) -> Case:
     """Columns three times and rows twice, each a pass over the logits."""
-    size = 2 * n * classes * GLOBAL
+    views = distillation.GLOBAL
+    size = 2 * n * classes * views
     return Case(
         operation="sinkhorn_centre",
-        shape={"N": n, "views": GLOBAL, "K": classes},
+        shape={"N": n, "views": views, "K": classes},
         products="bfloat16",
-        inputs=partial(targets, n, classes),
+        inputs=lambda dtype: distillation.sinkhorn_inputs(views, n, classes, dtype=dtype),
         providers={
-            "hsv": Provider(lambda: on("triton", hsv_sinkhorn), BF16),
-            "eager": Provider(lambda: eager_sinkhorn, BF16),
-            "torch.compile": Provider(p.compiled(eager_sinkhorn), BF16),
+            "hsv": Provider(lambda: on("triton", distillation.hsv_sinkhorn), BF16),
+            "eager": Provider(lambda: distillation.eager_sinkhorn, BF16),
+            "torch.compile": Provider(p.compiled(distillation.eager_sinkhorn), BF16),
         },
         kinds=("forward",),
         work={"forward": Work(bytes=5 * size)},

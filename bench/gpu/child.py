@@ -5,9 +5,9 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from bench.paths import ROOT
+
 PART_SECONDS = 525.0  # of one part, what it starts and ends included: under nine minutes
 DEVICE_LOST = 76  # exit code of a process whose device answers no more
 RESERVE = 35.0  # before the end: nothing new is begun, what has begun may finish

@@ -1,6 +1,6 @@
 """Proves the GPU kernels and measures them, a part of at most nine minutes each.
 
-    python -m bench.gpu [--part test|contrast|memory-bound|end-to-end] [--full] [--results FOLDER]
+    python -m bench.gpu [--part test|contrast|memory-bound|end-to-end] [--full] [--results FOLDER] [--seconds 525]
 
 Every row is on the disk as soon as it is measured; the next call goes on with what is left. Exit codes: 0 all parts
 are complete, 1 a test or one of hsv's measurements failed, 3 something is left for the next call, 4 there is no GPU and
@@ -22,7 +22,8 @@ from bench.gpu.parts import measure_part, unmeasured, without_times
 from bench.gpu.rehearsal import rehearse
 from bench.gpu.store import fingerprint, stored
 from bench.gpu.suite import Tested, run_tests
-from bench.results import RESULTS, Row
+from bench.paths import RESULTS, ROOT
+from bench.results import Row
 from bench.tables import shape
 
 COMPLETE, FAILED, LEFT, REHEARSED = 0, 1, 3, 4
@@ -89,4 +90,4 @@ def write(folder: Path, origin: Row) -> None:
     if folder.parent == RESULTS:
         page.main()
     else:
-        print(f"in {RESULTS.relative_to(results.ROOT)} `python -m bench.page` makes docs/speed.md of it")
+        print(f"in {RESULTS.relative_to(ROOT)} `python -m bench.page` makes docs/speed.md of it")

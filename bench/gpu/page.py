@@ -10,8 +10,9 @@ from bench.gpu.cases import PARTS
 from bench.gpu.measure import RATES
 from bench.gpu.store import about, key, whole_lines
 from bench.gpu.targets import NOT_MEASURED, TARGET_DEVICE, TARGETS, slower_than_compiled, verdict
+from bench.paths import RESULTS
 from bench.plots import line_plot
-from bench.results import RESULTS, Row
+from bench.results import Row
 from bench.tables import describe, fraction, milliseconds, shape
 
 __all__ = ["INTRODUCTION", "TARGET_DEVICE", "section"]

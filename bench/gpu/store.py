@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from bench.cases import MODES, Case
-from bench.results import RESULTS, ROOT, Row, folder_of, read, read_lines
+from bench.paths import RESULTS, ROOT
+from bench.results import Row, folder_of, read, read_lines
 
 MEASURED = ("operation", "shape", "products", "mode", "provider")  # what a row is about
 SAME = ("device", "code", "torch", "triton")  # rows of other values say nothing about this machine and code

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.bench_distillation import STUDENT, TEACHER
 from bench.bench_masking import PATCH, K, L
 from bench.providers import TEMPERATURE
 from hsv_kernels import random_masking
@@ -79,15 +80,15 @@ def masked_mse(inputs: tuple[Tensor, Tensor, Tensor], upstream: Tensor) -> list[
 
 
 def distillation_loss(inputs: tuple[Tensor, ...], upstream: Tensor) -> list[Tensor]:
-    """The mean over pairs t ≠ s of students [S, N, K], a teacher [T, N, K] and a centre [K], and S gradients as one."""
-    student, teacher, centre = (x.detach() for x in inputs)
-    q = ((teacher.double() - centre) / 0.04).softmax(-1)
+    """The mean over pairs t ≠ s of a centre [K], a teacher [T, N, K] and students [S, N, K], and S gradients as one."""
+    centre, teacher, student = (x.detach() for x in inputs)
+    q = ((teacher.double() - centre) / TEACHER).softmax(-1)
     pairs = sum(t != s for t in range(len(q)) for s in range(len(student)))
     loss, gradient = q.new_zeros(()), torch.empty_like(student, dtype=torch.float64)
     for s, view in enumerate(student):
         x = view.double().requires_grad_()
         targets = sum(q[t] for t in range(len(q)) if t != s)
-        part = -(targets * (x / 0.1).log_softmax(-1)).sum(-1).mean() / pairs
+        part = -(targets * (x / STUDENT).log_softmax(-1)).sum(-1).mean() / pairs
         (gradient[s],) = torch.autograd.grad(part, x, upstream.double())
         loss += part.detach()
     return [loss, gradient]

@@ -22,7 +22,7 @@ class MetricLog:
         starts a new log. In a resumed run the TensorBoard curves are purged from resume_step + 1 on.
     """
 
-    def __init__(self, run_dir: str | Path, resume_step: int | None = None):
+    def __init__(self, run_dir: str | Path, resume_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run_dir = Path(run_dir)

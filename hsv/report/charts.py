@@ -78,7 +78,9 @@ def _bin(points: Series) -> np.ndarray:
 class _Axis:
     """Maps values low … high to pixels start … end, linearly or by the logarithm."""
 
-    def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False, pad: bool = False):
+    def __init__(
+        self, low: float, high: float, start: float, end: float, *, log: bool = False, pad: bool = False
+    ) -> None:
         self.log, self.start, self.end = log, start, end
         self.low, self.high = (math.log10(low), math.log10(high)) if log else (low, high)
         if self.high == self.low:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_growth_is_told_beyond_what_hardware_rounds_to() -> None:
     assert table.growth(before, used._replace(instructions_per_exponential=5.2))
 
 
-def test_the_table_is_read_as_it_was_written(tmp_path, monkeypatch) -> None:
+def test_the_table_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "PAGE", tmp_path / "resources.md")
     used = Resources(121, 0, 1000, 64, True, False, 5.25)
     rows = {

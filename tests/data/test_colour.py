@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from torch import Tensor
 
 from hsv.data import MAE, SIMCLR_224, ViewSpec, normalise, photometric
 from hsv.data.colour import blur, draw, recolour, uniform_order
@@ -16,7 +17,7 @@ STRENGTHS = torch.tensor([0.0, 0.3, 0.9, 1.0, 1.1, 1.8, 0.5])
 TURNS = torch.tensor([-0.5, -0.37, -0.01, 0.0, 0.13, 0.33, 0.5])
 
 
-def colours(B=7, C=3, H=9, W=11):
+def colours(B: int = 7, C: int = 3, H: int = 9, W: int = 11) -> Tensor:
     """Random colours, with greys, black, white and pure ones among them, float32 [B, C, H, W] of k / 255."""
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (B, C, H, W), dtype=np.uint8))
     x[:, :, 0] = x[:, :1, 0]
@@ -27,12 +28,12 @@ def colours(B=7, C=3, H=9, W=11):
     return x.float() / 255
 
 
-def ours(x, name, values):
+def ours(x: Tensor, name: str, values: Tensor) -> Tensor:
     return recolour(x.clone(), {name: values.numpy()}, [name])
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_jitter_is_torchvisions(name):
+def test_jitter_is_torchvisions(name: str) -> None:
     x = colours()
     values = TURNS if name == "hue" else STRENGTHS
     theirs = torch.stack([getattr(tv, f"adjust_{name}")(i, float(v)) for i, v in zip(x, values, strict=True)])
@@ -41,20 +42,20 @@ def test_jitter_is_torchvisions(name):
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast"])
-def test_one_channel(name):
+def test_one_channel(name: str) -> None:
     x = colours(C=1)
     theirs = torch.stack([getattr(tv, f"adjust_{name}")(i, float(v)) for i, v in zip(x, STRENGTHS, strict=True)])
     assert (ours(x, name, STRENGTHS) - theirs).abs().max() < 1e-6
 
 
-def test_identity_strengths_change_nothing():
+def test_identity_strengths_change_nothing() -> None:
     x = colours()
     for name in ("brightness", "contrast", "saturation", "hue"):
         same = torch.full((7,), 0.0 if name == "hue" else 1.0)
         assert (ours(x, name, same) - x).abs().max() < 1e-6
 
 
-def test_grey_and_solarise_are_torchvisions():
+def test_grey_and_solarise_are_torchvisions() -> None:
     x = colours()
     chosen = np.array([True, False, True, True, False, False, True])
     for name, theirs in (("grey", tv.rgb_to_grayscale(x, 3)), ("solarise", tv.solarize(x, 0.5))):
@@ -64,7 +65,7 @@ def test_grey_and_solarise_are_torchvisions():
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 1.3, 2.0])
-def test_blur_is_torchvisions(sigma):
+def test_blur_is_torchvisions(sigma: float) -> None:
     x = colours(2, 3, 24, 33)
     radius = 20
     theirs = tv.gaussian_blur(x, [2 * radius + 1] * 2, [sigma] * 2)
@@ -72,7 +73,7 @@ def test_blur_is_torchvisions(sigma):
     assert (found - theirs).abs().max() < 1e-4  # ours ends at four deviations
 
 
-def test_blur_of_chosen_images_alone():
+def test_blur_of_chosen_images_alone() -> None:
     x = colours()
     sigma = np.array([0, 1.0, 0, 0, 2.0, 0, 0])
     found = recolour(x.clone(), {"blur": sigma}, [])
@@ -81,11 +82,11 @@ def test_blur_of_chosen_images_alone():
         assert torch.allclose(found[i], expected, atol=1e-4)
 
 
-def as_bytes(x):
+def as_bytes(x: Tensor) -> Tensor:
     return (x * 255).round().to(torch.uint8)
 
 
-def test_plain_views_are_only_normalised():
+def test_plain_views_are_only_normalised() -> None:
     views = as_bytes(colours())
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     expected = (views.double() / 255 - mean.double()) / std.double()
@@ -95,7 +96,7 @@ def test_plain_views_are_only_normalised():
 
 
 @pytest.mark.parametrize("spec", [replace(SIMCLR_224, blur=0.0), SIMCLR_224, ViewSpec(solarize=0.5, blur=1.0)])
-def test_batch_is_a_function_of_key_and_row(spec, monkeypatch):
+def test_batch_is_a_function_of_key_and_row(spec: ViewSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     views = as_bytes(colours(B=64, H=8, W=8))
     whole = photometric(views, spec, (7, 3, 0), MEAN, STD)
     assert torch.equal(whole, photometric(views, spec, (7, 3, 0), MEAN, STD))
@@ -108,7 +109,7 @@ def test_batch_is_a_function_of_key_and_row(spec, monkeypatch):
     assert colour.max() < 1 + 1e-5
 
 
-def test_strengths_have_the_stated_distribution():
+def test_strengths_have_the_stated_distribution() -> None:
     spec = ViewSpec(jitter_prob=0.8, brightness=0.4, contrast=1.5, hue=0.1, grayscale=0.2, blur=0.5, solarize=0.1)
     draws = draw(spec, (0,), 20000, 3)
     assert "saturation" not in draws
@@ -130,21 +131,21 @@ def test_strengths_have_the_stated_distribution():
     assert len(set(firsts)) == 4
 
 
-def test_colour_is_left_out_without_three_channels():
+def test_colour_is_left_out_without_three_channels() -> None:
     views = as_bytes(colours(C=1))
     spec = ViewSpec(jitter_prob=1.0, saturation=1.0, hue=0.5, grayscale=1.0)
     found = photometric(views, spec, (0,), (0.0,), (1.0,))
     assert (found - views / 255).abs().max() < 1e-6
 
 
-def test_autocast_does_not_lower_the_precision():
+def test_autocast_does_not_lower_the_precision() -> None:
     views = as_bytes(colours(H=32, W=32))
     plain = photometric(views, SIMCLR_224, (1,), MEAN, STD)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(plain, photometric(views, SIMCLR_224, (1,), MEAN, STD))
 
 
-def test_bad_arguments_are_named():
+def test_bad_arguments_are_named() -> None:
     views = as_bytes(colours())
     with pytest.raises(ValueError, match="views: got"):
         photometric(views.float(), MAE, (0,), MEAN, STD)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,21 +16,21 @@ RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
 COLOURS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
 
 
-def encode(image, kind, **options):
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def opened(data, min_side=None):
+def opened(data: bytes, min_side: int | None = None) -> Image.Image:
     return decode(io.BytesIO(data), "x", min_side)
 
 
-def pixels(image, channels=3):
+def pixels(image: Image.Image | np.ndarray, channels: int = 3) -> np.ndarray:
     return np.asarray(to_channels(image, channels))
 
 
-def photo_bytes(kind="JPEG", size=(64, 48)):
+def photo_bytes(kind: str = "JPEG", size: tuple[int, int] = (64, 48)) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     return encode(Image.fromarray(noise), kind)
 
@@ -49,7 +50,7 @@ def photo_bytes(kind="JPEG", size=(64, 48)):
         (b"GIF89a", ""),
     ],
 )
-def test_broken_files_are_named(data, reason):
+def test_broken_files_are_named(data: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImage) as caught:
         decode(io.BytesIO(data), "somewhere/broken.jpg")
     assert caught.value.name == "somewhere/broken.jpg"
@@ -62,12 +63,12 @@ def test_broken_files_are_named(data, reason):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(20000, 10000), (10000, 9500)])
-def test_decompression_bombs_are_failures(size):
+def test_decompression_bombs_are_failures(size: tuple[int, int]) -> None:
     with pytest.raises(UndecodableImage, match=r"limit of \d+"):
         opened(encode(Image.new("1", size), "PNG"))
 
 
-def test_missing_file_is_a_failure(tmp_path):
+def test_missing_file_is_a_failure(tmp_path: Path) -> None:
     Image.fromarray(COLOURS).save(tmp_path / "a.png")
     source = FolderSource(tmp_path)
     (tmp_path / "a.png").unlink()
@@ -76,7 +77,7 @@ def test_missing_file_is_a_failure(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "JPEG"])
-def test_common_formats(kind):
+def test_common_formats(kind: str) -> None:
     smooth = np.full((16, 16, 3), (200, 100, 50), dtype=np.uint8)
     data = encode(Image.fromarray(smooth), kind, **({"quality": 95} if kind in ("WEBP", "JPEG") else {}))
     found = pixels(opened(data))
@@ -84,7 +85,7 @@ def test_common_formats(kind):
     assert np.abs(found.astype(int) - smooth).max() <= 6
 
 
-def test_grey_is_replicated_and_colour_becomes_luminance():
+def test_grey_is_replicated_and_colour_becomes_luminance() -> None:
     grey = Image.fromarray(RAMP)
     assert np.array_equal(pixels(grey), np.repeat(RAMP[..., None], 3, axis=2))
     assert np.array_equal(pixels(grey, 1), RAMP)
@@ -92,7 +93,7 @@ def test_grey_is_replicated_and_colour_becomes_luminance():
     assert np.abs(pixels(Image.fromarray(COLOURS), 1) - expected).max() <= 1
 
 
-def test_arrays():
+def test_arrays() -> None:
     assert np.array_equal(pixels(COLOURS), COLOURS)
     assert np.array_equal(pixels(RAMP[..., None], 1), RAMP)
     for wrong in (RAMP.astype(np.float32), COLOURS[..., :2]):
@@ -103,7 +104,7 @@ def test_arrays():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_lies_over_white(mode):
+def test_alpha_lies_over_white(mode: str) -> None:
     image = Image.new(mode, (3, 1))
     colour = (10, 20, 30) if mode == "RGBA" else (10,)
     for x, alpha in enumerate((0, 255, 128)):
@@ -115,7 +116,7 @@ def test_alpha_lies_over_white(mode):
     assert np.abs(found[2] - (255 * 127 + solid * 128) / 255).max() <= 1
 
 
-def test_palette_with_and_without_transparency():
+def test_palette_with_and_without_transparency() -> None:
     image = Image.fromarray(COLOURS).quantize(16)
     plain = pixels(opened(encode(image, "PNG")))
     assert np.array_equal(plain, np.asarray(image.convert("RGB")))
@@ -127,7 +128,7 @@ def test_palette_with_and_without_transparency():
 
 
 @pytest.mark.parametrize(("mode", "clear"), [("L", 5), ("RGB", (5, 240, 35)), ("1", 0)])
-def test_a_colour_that_counts_as_transparent_lies_over_white(mode, clear):
+def test_a_colour_that_counts_as_transparent_lies_over_white(mode: str, clear: int | tuple[int, int, int]) -> None:
     image = Image.fromarray(COLOURS if mode == "RGB" else RAMP).convert(mode, dither=Image.Dither.NONE)
     if mode == "RGB":
         image.putpixel((1, 0), clear)
@@ -139,13 +140,13 @@ def test_a_colour_that_counts_as_transparent_lies_over_white(mode, clear):
     assert np.array_equal(found[~hidden], np.asarray(image.convert("RGB"))[~hidden])
 
 
-def test_one_bit():
+def test_one_bit() -> None:
     image = Image.fromarray(RAMP > 100)
     for kind in ("PNG", "TIFF"):
         assert np.array_equal(pixels(opened(encode(image, kind)), 1), (RAMP > 100) * 255)
 
 
-def test_cmyk():
+def test_cmyk() -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # full magenta and yellow: red
     for kind in ("TIFF", "JPEG"):
         red, green, blue = pixels(opened(encode(image, kind)))[8, 8].astype(int)
@@ -154,26 +155,26 @@ def test_cmyk():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_are_scaled(kind):
+def test_sixteen_bits_are_scaled(kind: str) -> None:
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     found = pixels(opened(encode(Image.fromarray(values), kind)))
     assert np.array_equal(found[0, :, 0], [0, 1, 128, 255])
 
 
-def test_sixteen_bit_dark_images_stay_dark():
+def test_sixteen_bit_dark_images_stay_dark() -> None:
     values = np.full((2, 2), 514, dtype=np.uint16)
     assert (pixels(opened(encode(Image.fromarray(values), "PNG")), 1) == 2).all()
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])
-def test_floating_point_is_scaled(top):
+def test_floating_point_is_scaled(top: float) -> None:
     values = np.array([[0, 0.5, 1.0, np.nan, -1]], dtype=np.float32) * np.float32(top)
     found = pixels(opened(encode(Image.fromarray(values), "TIFF")), 1)
     assert np.array_equal(found[0], [0, 128, 255, 0, 0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(orientation):
+def test_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = {
@@ -191,14 +192,14 @@ def test_exif_orientation(orientation):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_does_not_cost_the_picture():
+def test_damaged_exif_does_not_cost_the_picture() -> None:
     data = encode(Image.new("RGB", (16, 16), (200, 0, 0)), "JPEG")
     block = b"Exif\0\0II*\0\xff\xff\xff\xff garbage"
     data = data[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + data[2:]
     assert pixels(opened(data)).shape == (16, 16, 3)
 
 
-def test_reduced_decoding_keeps_the_side():
+def test_reduced_decoding_keeps_the_side() -> None:
     data = photo_bytes(size=(640, 480))
     assert opened(data).size == (640, 480)
     for side in (60, 100, 239, 240, 241, 500):
@@ -209,7 +210,7 @@ def test_reduced_decoding_keeps_the_side():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "MPO", "TIFF", "WEBP"])
-def test_orientation_of_files_in_a_folder(tmp_path, kind):
+def test_orientation_of_files_in_a_folder(tmp_path: Path, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     more = {"save_all": True, "append_images": [Image.new("RGB", (16, 8))]} if kind == "MPO" else {}

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +14,28 @@ from PIL import Image
 
 from hsv.data import UndecodableImage, open_source
 from hsv.data.cache import ImageReader
+from hsv.data.sources import Source
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def png(value):
+def png(value: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (5, 4), (value, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def values(source):
+def values(source: Source) -> list[int]:
     return [np.asarray(source.read(i))[0, 0, 0] for i in range(len(source))]
 
 
-def fill(root, names):
+def fill(root: Path, names: Iterable[str]) -> None:
     for value, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(value))
 
 
-def write_tar(path, members, mode="w"):
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> None:
     with tarfile.open(path, mode) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -41,7 +43,7 @@ def write_tar(path, members, mode="w"):
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_digits():
+def test_digits() -> None:
     train, test = open_source("digits"), open_source("digits", split="test")
     assert (len(train), len(test)) == (1437, 360)
     assert train.read(0).shape == (8, 8, 1)
@@ -52,7 +54,7 @@ def test_digits():
     assert len(few) == len(few.labels) == 20
 
 
-def test_flat_folder(tmp_path):
+def test_flat_folder(tmp_path: Path) -> None:
     fill(tmp_path, ["b.png", "a.PNG", "c.jpeg"])
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._a.png").write_bytes(b"a resource fork")
@@ -63,7 +65,7 @@ def test_flat_folder(tmp_path):
     assert pickle.loads(pickle.dumps(source)).paths == source.paths
 
 
-def test_nested_folder_has_no_labels(tmp_path):
+def test_nested_folder_has_no_labels(tmp_path: Path) -> None:
     fill(tmp_path, ["x/y/1.png", "x/2.png", "3.png", ".hidden/4.png"])
     source = open_source(str(tmp_path))
     assert [source.name(i) for i in range(len(source))] == ["3.png", "x/2.png", "x/y/1.png"]
@@ -71,7 +73,7 @@ def test_nested_folder_has_no_labels(tmp_path):
     assert source.classes is None
 
 
-def test_class_folders_are_labels(tmp_path):
+def test_class_folders_are_labels(tmp_path: Path) -> None:
     fill(tmp_path, ["dog/1.png", "cat/1.png", "cat/2.png"])
     source = open_source(tmp_path)
     assert source.classes == ["cat", "dog"]
@@ -79,13 +81,13 @@ def test_class_folders_are_labels(tmp_path):
     assert source.labels.dtype == np.int64
 
 
-def test_one_folder_is_not_a_class(tmp_path):
+def test_one_folder_is_not_a_class(tmp_path: Path) -> None:
     fill(tmp_path, ["images/1.png", "images/2.png"])
     assert open_source(tmp_path).labels is None
 
 
 @pytest.mark.parametrize("name", ["test", "val"])
-def test_split_folders_number_classes_alike(tmp_path, name):
+def test_split_folders_number_classes_alike(tmp_path: Path, name: str) -> None:
     fill(tmp_path, ["train/ant/1.png", "train/bee/1.png", "train/cow/1.png", f"{name}/bee/1.png", f"{name}/cow/2.png"])
     train, test = open_source(tmp_path), open_source(tmp_path, split="test")
     assert train.classes == test.classes == ["ant", "bee", "cow"]
@@ -94,14 +96,14 @@ def test_split_folders_number_classes_alike(tmp_path, name):
     assert test.name(0) == "bee/1.png"
 
 
-def test_limit_of_a_folder_meets_every_class(tmp_path):
+def test_limit_of_a_folder_meets_every_class(tmp_path: Path) -> None:
     fill(tmp_path, [f"{c}/{i}.png" for c in "abc" for i in range(4)])
     source = open_source(tmp_path, limit=6)
     assert len(source) == 6
     assert source.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_links_are_followed_once(tmp_path):
+def test_links_are_followed_once(tmp_path: Path) -> None:
     fill(tmp_path / "real", ["1.png"])
     (tmp_path / "data").mkdir()
     os.symlink(tmp_path / "real", tmp_path / "data" / "linked")
@@ -121,7 +123,7 @@ MEMBERS = [
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
-def test_shards(tmp_path, suffix, mode):
+def test_shards(tmp_path: Path, suffix: str, mode: str) -> None:
     write_tar(tmp_path / f"train-0{suffix}", MEMBERS, mode)
     write_tar(tmp_path / f"train-1{suffix}", [("one.png", png(20)), ("one.cls", b"9")], mode)
     write_tar(tmp_path / f"test-0{suffix}", [("one.png", png(30)), ("one.cls", b"5")], mode)
@@ -137,7 +139,7 @@ def test_shards(tmp_path, suffix, mode):
     assert few.labels.tolist() == [3, 1, 7]
 
 
-def test_shards_in_split_folders(tmp_path):
+def test_shards_in_split_folders(tmp_path: Path) -> None:
     for split, value in (("train", 1), ("val", 2)):
         (tmp_path / split).mkdir()
         write_tar(tmp_path / split / "000.tar", [("a.png", png(value))])
@@ -145,21 +147,21 @@ def test_shards_in_split_folders(tmp_path):
     assert values(open_source(tmp_path, split="test")) == [2]
 
 
-def test_names_that_are_not_utf8_can_be_written(tmp_path):
+def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png(4))
     source = open_source(tmp_path)
     assert source.name(0).encode() == "caf\ufffd.png".encode()
     assert values(source) == [4]
 
 
-def test_shards_without_all_labels_have_none(tmp_path):
+def test_shards_without_all_labels_have_none(tmp_path: Path) -> None:
     write_tar(tmp_path / "photos.tar", MEMBERS[:-1])
     source = open_source(tmp_path)
     assert len(source) == 3
     assert source.labels is None
 
 
-def test_broken_member_is_a_failure_and_not_the_end(tmp_path):
+def test_broken_member_is_a_failure_and_not_the_end(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("x.jpg", b"rubbish"), ("y.jpg", b""), ("z.jpg", png(1))])
     source = open_source(tmp_path)
     for i, name in enumerate(("x", "y")):
@@ -168,7 +170,7 @@ def test_broken_member_is_a_failure_and_not_the_end(tmp_path):
     assert np.asarray(source.read(2))[0, 0, 0] == 1
 
 
-def test_damaged_shard_is_named(tmp_path):
+def test_damaged_shard_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", MEMBERS)
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[:700])
@@ -180,13 +182,13 @@ def test_damaged_shard_is_named(tmp_path):
         open_source(tmp_path)
 
 
-def test_label_that_is_no_number_is_named(tmp_path):
+def test_label_that_is_no_number_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("x.jpg", png(1)), ("x.cls", b"cat")])
     with pytest.raises(ValueError, match=r"a\.tar/x\.cls: got .*; allowed: one integer"):
         open_source(tmp_path)
 
 
-def test_nothing_there_is_said(tmp_path):
+def test_nothing_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match="no image file below"):
         open_source(tmp_path)
@@ -201,7 +203,7 @@ def test_nothing_there_is_said(tmp_path):
         open_source(tmp_path, limit=0)
 
 
-def test_reader_decodes_once_and_survives_pickling(tmp_path):
+def test_reader_decodes_once_and_survives_pickling(tmp_path: Path) -> None:
     fill(tmp_path, [f"{i}.png" for i in range(3)])
     reader = ImageReader(open_source(tmp_path), 3)
     before = [np.asarray(reader(i)) for i in range(3)]
@@ -217,7 +219,7 @@ def test_reader_decodes_once_and_survives_pickling(tmp_path):
 @pytest.mark.parametrize(
     ("name", "counts", "size"), [("mednist", (3000, 600), (64, 64)), ("clothing10", (500, 372), None)]
 )
-def test_shared_shards(name, counts, size):
+def test_shared_shards(name: str, counts: tuple[int, int], size: tuple[int, int] | None) -> None:
     for split, count in zip(("train", "test"), counts, strict=True):
         source = open_source(SHARED / name, split=split)
         assert len(source) == count

@@ -14,11 +14,11 @@ SHIFTED = ViewSpec(crop_scale=(0.5, 1.0), flip=0.0, shift=1)
 WHOLE = ViewSpec(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
 
 
-def photo(size=(40, 30), seed=0):
+def photo(size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
 
 
-def test_uniform_numbers():
+def test_uniform_numbers() -> None:
     numbers = uniform((1, 2), np.arange(20000), 4)
     assert numbers.shape == (20000, 4)
     assert 0 <= numbers.min() < numbers.max() < 1
@@ -31,7 +31,7 @@ def test_uniform_numbers():
     assert np.abs(np.corrcoef(others) - np.eye(len(others))).max() < 0.12
 
 
-def test_permutation():
+def test_permutation() -> None:
     found = permutation((3, 4), 1000)
     assert np.array_equal(np.sort(found), np.arange(1000))
     assert np.abs(np.corrcoef(found, np.arange(1000))[0, 1]) < 0.15
@@ -40,7 +40,7 @@ def test_permutation():
 
 @pytest.mark.parametrize("size", [(400, 300), (8, 8), (1000, 10), (1, 1), (3, 700)])
 @pytest.mark.parametrize("spec", [SIMCLR_224, SHIFTED])
-def test_boxes_lie_inside_and_have_the_stated_area(size, spec):
+def test_boxes_lie_inside_and_have_the_stated_area(size: tuple[int, int], spec: ViewSpec) -> None:
     width, height = size
     numbers = uniform((0,), np.arange(500), 22)
     boxes = np.array([crop_box(width, height, spec, row) for row in numbers.tolist()])
@@ -56,7 +56,7 @@ def test_boxes_lie_inside_and_have_the_stated_area(size, spec):
         assert area.min() < spec.crop_scale[0] + 0.05
 
 
-def test_area_and_place_are_distributed_as_torchvisions():
+def test_area_and_place_are_distributed_as_torchvisions() -> None:
     torch.manual_seed(0)
     numbers = uniform((5,), np.arange(4000), 22).tolist()
     ours = np.array([crop_box(400, 300, MAE, row) for row in numbers])
@@ -68,7 +68,7 @@ def test_area_and_place_are_distributed_as_torchvisions():
         assert np.abs(np.quantile(a, [0.2, 0.5, 0.8]) - np.quantile(b, [0.2, 0.5, 0.8])).max() < 20
 
 
-def test_views_depend_on_key_and_index_alone():
+def test_views_depend_on_key_and_index_alone() -> None:
     images = [photo(seed=i) for i in range(6)]
     indices = np.array([5, 9, 2, 7, 0, 4])
     views = make_views(images, indices, SIMCLR_224, (16, 12), (0, 1, 0))
@@ -79,13 +79,13 @@ def test_views_depend_on_key_and_index_alone():
     assert not np.array_equal(views, make_views(images, indices, SIMCLR_224, (16, 12), (0, 1, 1)))
 
 
-def test_crops_are_antialiased():
+def test_crops_are_antialiased() -> None:
     board = Image.fromarray((np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8))
     view = make_views([board], np.array([0]), WHOLE, (16, 16), (0,))
     assert np.abs(view.astype(int) - 128).max() < 8
 
 
-def test_flip():
+def test_flip() -> None:
     image = photo((16, 16))
     plain = np.asarray(image)
     views = make_views([image] * 400, np.arange(400), ViewSpec((1.0, 1.0), (1.0, 1.0), flip=0.3), (16, 16), (0,))
@@ -94,7 +94,7 @@ def test_flip():
     assert 0.22 < flipped.mean() < 0.38
 
 
-def test_shift_moves_and_repeats_the_border():
+def test_shift_moves_and_repeats_the_border() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 1), dtype=np.uint8)
     numbers = np.array([[0.0, 0.5], [0.99, 0.5], [0.5, 0.0], [0.5, 0.5]])
     up, down, left, none = shift(np.stack([image] * 4), 2, numbers)
@@ -104,7 +104,7 @@ def test_shift_moves_and_repeats_the_border():
     assert np.array_equal(none, image)
 
 
-def test_shift_is_uniform():
+def test_shift_is_uniform() -> None:
     image = np.zeros((9, 9), dtype=np.uint8)
     image[4, 4] = 255
     spec = ViewSpec((1.0, 1.0), (1.0, 1.0), flip=0.0, shift=1)
@@ -115,7 +115,7 @@ def test_shift_is_uniform():
 
 
 @pytest.mark.parametrize("size", [(18, 20), (11, 20), (60, 72), (3, 4)])  # whole margins, so no half pixels
-def test_centre_view_is_resize_and_centre_crop(size):
+def test_centre_view_is_resize_and_centre_crop(size: tuple[int, int]) -> None:
     image = photo((40, 30))
     view = centre_view(image, size)
     assert view.shape == (*size, 3)
@@ -125,12 +125,12 @@ def test_centre_view_is_resize_and_centre_crop(size):
     assert np.abs(view - theirs).max() <= 1
 
 
-def test_centre_view_leaves_a_fitting_image_alone():
+def test_centre_view_leaves_a_fitting_image_alone() -> None:
     image = photo((12, 7))
     assert np.array_equal(centre_view(image, (7, 12)), np.asarray(image))
 
 
-def test_specifications_are_values():
+def test_specifications_are_values() -> None:
     assert ViewSpec(crop_scale=[0.2, 1.0]) == MAE
     assert hash(ViewSpec(crop_scale=[0.2, 1.0])) == hash(MAE)
     assert MAE != SIMCLR_224
@@ -152,6 +152,6 @@ def test_specifications_are_values():
         {"solarize": float("nan")},
     ],
 )
-def test_bad_specifications_are_named(changes):
+def test_bad_specifications_are_named(changes: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         ViewSpec(**changes)

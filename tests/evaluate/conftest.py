@@ -1,19 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """The tensors of these tests are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package")
-def run_dir(tmp_path_factory):
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps on the digits."""
     from hsv import load_config, pretrain
 
@@ -26,7 +18,7 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path) -> Path:
     """Twelve images of two classes, of several sizes and modes, and a broken file."""
     from PIL import Image
 

@@ -2,10 +2,12 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 DEMO = Path(__file__).parents[2] / "examples" / "digits_demo.py"
 
 
-def test_the_demo_ends_with_table_speed_checkpoint_and_report(tmp_path, capsys):
+def test_the_demo_ends_with_table_speed_checkpoint_and_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main = runpy.run_path(str(DEMO))["main"]
     assert main(["--steps", "2", "--output", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hsv.evaluate.subset import Subset
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("batch_size", [7, 256])
-def test_features_are_the_encoders_on_normalised_images(run_dir, pool, batch_size):
+def test_features_are_the_encoders_on_normalised_images(run_dir: Path, pool: str, batch_size: int) -> None:
     encoder = load_encoder(run_dir)
     source = Subset(digits("test"), range(5, 25))
     found = extract_features(encoder, source, pool=pool, batch_size=batch_size)
@@ -25,7 +27,7 @@ def test_features_are_the_encoders_on_normalised_images(run_dir, pool, batch_siz
     assert found.names == [digits("test").name(i) for i in range(5, 25)]
 
 
-def test_the_encoder_comes_back_in_its_mode_and_dropout_is_off(run_dir):
+def test_the_encoder_comes_back_in_its_mode_and_dropout_is_off(run_dir: Path) -> None:
     encoder = load_encoder(run_dir).train()
     for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -37,7 +39,7 @@ def test_the_encoder_comes_back_in_its_mode_and_dropout_is_off(run_dir):
         extract_features(encoder, source, pool="max")
 
 
-def test_a_broken_file_is_named_and_left_out(run_dir, photos):
+def test_a_broken_file_is_named_and_left_out(run_dir: Path, photos: Path) -> None:
     found = extract_features(load_encoder(run_dir), FolderSource(photos))
     assert len(found) == len(found.names) == len(found.labels) == 12
     assert [name for name, _ in found.failures] == ["dark/broken.png"]
@@ -45,13 +47,13 @@ def test_a_broken_file_is_named_and_left_out(run_dir, photos):
     assert found.labels.tolist() == [int(name.startswith("dark")) for name in found.names]  # bright is class 0
 
 
-def test_nothing_to_decode_is_an_error_that_names_the_file(run_dir, tmp_path):
+def test_nothing_to_decode_is_an_error_that_names_the_file(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"none of 1 images could be decoded; the first: a\.png"):
         extract_features(load_encoder(run_dir), FolderSource(tmp_path))
 
 
-def test_pixels_are_the_images_themselves_or_their_averages(photos):
+def test_pixels_are_the_images_themselves_or_their_averages(photos: Path) -> None:
     found = pixel_features(Subset(digits("test"), range(9)), image_size=8, mean=[0.3], std=[0.5])
     np.testing.assert_allclose(found.x, (digits("test").images[:9].reshape(9, 64) / 255 - 0.3) / 0.5, atol=1e-6)
     scale = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -61,7 +63,7 @@ def test_pixels_are_the_images_themselves_or_their_averages(photos):
     torch.testing.assert_close(small.x.mean(1), whole.x.mean(1), atol=0.12, rtol=0)
 
 
-def test_rows_can_be_taken():
+def test_rows_can_be_taken() -> None:
     source = Subset(digits(), [3, 1, 4])
     found = pixel_features(source, image_size=8, mean=[0], std=[1]).take(torch.tensor([2, 0]))
     assert found.names == [digits().name(4), digits().name(3)]

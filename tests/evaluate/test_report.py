@@ -1,13 +1,15 @@
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Never
 
 import numpy as np
 import pytest
 
 from hsv.evaluate import evaluate
 from hsv.report import Report, render, write_report
-from hsv.report.charts import figure, number
+from hsv.report.charts import Series, figure, number
 from hsv.report.page import Neighbour, Query, Reconstruction
 
 VOID = {"meta", "link", "img", "line", "polyline", "polygon", "circle", "i"}
@@ -16,25 +18,25 @@ VOID = {"meta", "link", "img", "line", "polyline", "polygon", "circle", "i"}
 class Balance(HTMLParser):
     """Every tag is closed, and nothing points outside the page."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.open, self.seen = [], []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append(tag)
         for name, value in attrs:
             assert name not in ("src", "href") or value.startswith("data:")
         if tag not in VOID - {"i"}:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
 
-def check(page):
+def check(page: str) -> list[str]:
     parser = Balance()
     parser.feed(page)
     parser.close()
@@ -43,7 +45,7 @@ def check(page):
     return parser.seen
 
 
-def test_a_run_becomes_one_page_that_asks_for_nothing(run_dir):
+def test_a_run_becomes_one_page_that_asks_for_nothing(run_dir: Path) -> None:
     evaluate(run_dir, "digits", limit=100, draws=1)
     (run_dir / "failures.jsonl").write_text('{"name": "a&b.jpg", "reason": "truncated <x>"}\n')
     path = write_report(run_dir)
@@ -57,8 +59,10 @@ def test_a_run_becomes_one_page_that_asks_for_nothing(run_dir):
     assert seen.count("svg") >= 4
 
 
-def test_missing_data_leaves_the_pictures_out_and_says_so(run_dir, tmp_path, monkeypatch):
-    def gone(*_, **__):
+def test_missing_data_leaves_the_pictures_out_and_says_so(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> Never:
         raise ValueError("data: the disk is elsewhere")
 
     monkeypatch.setattr("hsv.report.write.open_source", gone)
@@ -67,12 +71,12 @@ def test_missing_data_leaves_the_pictures_out_and_says_so(run_dir, tmp_path, mon
     assert "pictures left out: data: the disk is elsewhere" in page and "<img" not in page
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint"):
         write_report(tmp_path)
 
 
-def test_an_empty_report_is_a_page_and_everything_is_escaped():
+def test_an_empty_report_is_a_page_and_everything_is_escaped() -> None:
     check(render(Report("t")))
     pixels = np.zeros((8, 8, 1), np.uint8)
     query = Query(pixels, "<q>", [Neighbour(pixels, 0.5, "<n>")])
@@ -100,7 +104,7 @@ def test_an_empty_report_is_a_page_and_everything_is_escaped():
     ],
 )
 @pytest.mark.parametrize("log", [False, True])
-def test_charts_stay_inside_their_frame(points, log):
+def test_charts_stay_inside_their_frame(points: Series, log: bool) -> None:
     svg = figure("loss", {"a": points, "b": points[:1]}, log=log)
     check(svg)
     assert "nan" not in svg and "inf" not in svg
@@ -109,7 +113,7 @@ def test_charts_stay_inside_their_frame(points, log):
         assert 0 <= x <= 420 and 0 <= y <= 240
 
 
-def test_a_chart_puts_values_where_they_belong():
+def test_a_chart_puts_values_where_they_belong() -> None:
     svg = figure("loss", {"a": [(0, 0.0), (5, 10.0), (10, 0.0)]})
     line = [tuple(map(float, p.split(","))) for p in re.search(r"polyline[^>]* points='([^']*)'", svg)[1].split()]
     assert line[1][0] == pytest.approx((line[0][0] + line[2][0]) / 2)
@@ -122,11 +126,11 @@ def test_a_chart_puts_values_where_they_belong():
     [(0, "0"), (1, "1"), (0.001, "0.001"), (0.0005, "0.0005"), (123.456, "123"), (2000.4, "2000"), (1.5e-8, "1.5e-8"),
      (-0.25, "-0.25"), (99999, "99999"), (3e7, "3e7"), (10, "10")],
 )  # fmt: skip
-def test_numbers_are_short(value, text):
+def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_many_objectives_stay_readable():
+def test_many_objectives_stay_readable() -> None:
     """No chart has more curves than there are colours, and the cosines of many pairs are one table."""
     names = [f"o{i}" for i in range(8)]
     losses = {name: [(1, 1.0), (2, 0.5)] for name in names}

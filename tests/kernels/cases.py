@@ -73,6 +73,11 @@ def assert_accurate(
     assert found <= bound, f"error {found:.3g} exceeds {bound:.3g}"
 
 
+def incoming(losses: Tensor) -> Tensor:
+    """A gradient for `losses`, different for each of its elements."""
+    return torch.linspace(-1, 2, losses.numel(), dtype=losses.dtype, device=losses.device).reshape(losses.shape)
+
+
 def _poison(shape: tuple[int, ...], like: Tensor) -> Tensor:
     value = float("nan") if like.is_floating_point() else torch.iinfo(like.dtype).max
     return torch.full(shape, value, dtype=like.dtype, device=like.device)

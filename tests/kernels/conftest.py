@@ -8,10 +8,8 @@ marked compiled. HSV_TEST_DEVICE=cuda runs what serves CUDA tensors and nothing 
 
 import ctypes
 import os
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from hsv_kernels.backends import compiled_module, interpreting
 
@@ -47,12 +45,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if runs else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors here are small, and threads would wait for each other; tests of threading ask for more themselves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

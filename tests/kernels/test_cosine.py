@@ -9,7 +9,15 @@ from torch import Tensor
 
 from hsv_kernels import negative_cosine
 from hsv_kernels.ops.cosine import function
-from tests.kernels.cases import LAYOUTS, assert_accurate, device_of, poisoned_allocations, serves, usable_backends
+from tests.kernels.cases import (
+    LAYOUTS,
+    assert_accurate,
+    device_of,
+    incoming,
+    poisoned_allocations,
+    serves,
+    usable_backends,
+)
 
 BACKENDS = usable_backends("cosine")
 HALVES = (torch.bfloat16, torch.float16)
@@ -37,11 +45,6 @@ def problem(n: int, dim: int, backend: str, dtype: torch.dtype = torch.float32) 
 def definition(p: Tensor, z: Tensor, eps: float = 1e-8) -> Tensor:
     """−cos of each row, [N]."""
     return -(F.normalize(p, eps=eps) * F.normalize(z, eps=eps)).sum(1)
-
-
-def incoming(losses: Tensor) -> Tensor:
-    """A gradient for `losses`, different for each of its elements."""
-    return torch.linspace(-1, 2, losses.numel(), dtype=losses.dtype, device=losses.device).reshape(losses.shape)
 
 
 def evaluate(p: Tensor, z: Tensor, backend: str, wanted: str = "pz", **options: Any) -> list[Tensor]:

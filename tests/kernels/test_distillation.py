@@ -11,7 +11,15 @@ from torch import Tensor
 from hsv_kernels import distillation_loss, sinkhorn_centre
 from hsv_kernels.backends import interpreting
 from hsv_kernels.ops.distillation import function
-from tests.kernels.cases import LAYOUTS, assert_accurate, device_of, poisoned_allocations, serves, usable_backends
+from tests.kernels.cases import (
+    LAYOUTS,
+    assert_accurate,
+    device_of,
+    incoming,
+    poisoned_allocations,
+    serves,
+    usable_backends,
+)
 
 BACKENDS = usable_backends("distillation")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -92,11 +100,6 @@ def definition(
     return losses.sum() / (
         1 if reduction == "sum" else losses.numel() if given.weights is None else given.weights.sum()
     )
-
-
-def incoming(loss: Tensor) -> Tensor:
-    """A gradient for `loss`, different for each of its elements."""
-    return torch.linspace(-1, 2, loss.numel(), dtype=loss.dtype, device=loss.device).reshape(loss.shape)
 
 
 def loss_of(case: Case, backend: str, given: Problem, student: Tensor | list, reduction: str = "mean") -> Tensor:

@@ -16,6 +16,7 @@ from tests.kernels.cases import (
     LAYOUTS,
     assert_accurate,
     device_of,
+    incoming,
     peak_memory,
     poisoned_allocations,
     usable_backends,
@@ -93,11 +94,6 @@ def problem(case: Case, backend: str, dtype: torch.dtype = torch.float32, level:
 
 def loss_of(case: Case, backend: str, given: Problem, reduction: str = "mean") -> Tensor:
     return masked_mse(*given, case.patch_size, norm_pix=case.norm_pix, reduction=reduction, backend=backend)
-
-
-def incoming(loss: Tensor) -> Tensor:
-    """A gradient for `loss`, different for each of its elements."""
-    return torch.linspace(-1, 2, loss.numel(), dtype=loss.dtype, device=loss.device).reshape(loss.shape)
 
 
 def evaluate(case: Case, backend: str, given: Problem, reduction: str = "mean") -> tuple[Tensor, Tensor]:

@@ -24,7 +24,9 @@ def chunked(objectives: list[str], chunks: int, drop_path: float = 0.0) -> tuple
     return hybrid, [torch.randn(BATCH, 1, side, side) for side in sides]
 
 
-def loss_and_gradients(objectives: list[str], chunks: int, drop_path: float = 0.0, *, bf16: bool = False):
+def loss_and_gradients(
+    objectives: list[str], chunks: int, drop_path: float = 0.0, *, bf16: bool = False
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     hybrid, images = chunked(objectives, chunks, drop_path)
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -34,20 +36,22 @@ def loss_and_gradients(objectives: list[str], chunks: int, drop_path: float = 0.
 
 @pytest.mark.parametrize("chunks", [3, 100])
 @pytest.mark.parametrize("objectives", SETS, ids="+".join)
-def test_the_gradient_is_that_of_the_whole_batch(objectives, chunks):
+def test_the_gradient_is_that_of_the_whole_batch(objectives: list[str], chunks: int) -> None:
     found, expected = loss_and_gradients(objectives, chunks), loss_and_gradients(objectives, 1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("objectives", SETS[:2], ids="+".join)
-def test_in_bfloat16_the_gradient_is_that_of_the_whole_batch(objectives):
+def test_in_bfloat16_the_gradient_is_that_of_the_whole_batch(objectives: list[str]) -> None:
     (found, parts), (expected, whole) = (loss_and_gradients(objectives, chunks, bf16=True) for chunks in (3, 1))
     parts, whole = (torch.cat([gradient.flatten() for gradient in some]) for some in (parts, whole))
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
     assert (parts - whole).norm() < 0.05 * whole.norm()
 
 
-def test_sequences_that_choose_other_attention_are_encoded_again_with_their_own(monkeypatch):
+def test_sequences_that_choose_other_attention_are_encoded_again_with_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Crops of 17 and of 5 tokens, on both sides of where plain attention ends."""
     monkeypatch.setattr("hsv.models.attention.FEW_TOKENS", 10)
     (found, parts), (expected, whole) = (loss_and_gradients(["dino"], chunks, bf16=True) for chunks in (3, 1))
@@ -58,7 +62,9 @@ def test_sequences_that_choose_other_attention_are_encoded_again_with_their_own(
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("objectives", SETS[:2], ids="+".join)
-def test_encoding_again_drops_the_same_paths(objectives, bf16, monkeypatch):
+def test_encoding_again_drops_the_same_paths(
+    objectives: list[str], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found, other = (loss_and_gradients(objectives, 3, drop, bf16=bf16) for drop in (0.5, 0.0))
     monkeypatch.setattr("hsv.models.encoder.checkpoint", lambda function, *args, use_reentrant: function(*args))
     torch.testing.assert_close(found, loss_and_gradients(objectives, 3, 0.5, bf16=bf16), rtol=1e-4, atol=1e-6)
@@ -80,6 +86,6 @@ def saved_bytes(chunks: int) -> int:
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in weights)
 
 
-def test_chunks_keep_little_for_backward():
+def test_chunks_keep_little_for_backward() -> None:
     """What is left is of patches, heads and loss; the blocks' activations come again, a part at a time."""
     assert saved_bytes(3) < 0.25 * saved_bytes(1)

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Never
 
 import pytest
 import yaml
@@ -19,7 +21,7 @@ NEEDS_JSONARGPARSE = (
 )
 
 
-def test_the_tree_survives_yaml(tmp_path):
+def test_the_tree_survives_yaml(tmp_path: Path) -> None:
     config = load_config(preset="small-32")
     config.input.image_size, config.weighting.fixed = (24, 32), {"mae": 0.5}
     config.save(tmp_path / "config.yaml")
@@ -28,7 +30,7 @@ def test_the_tree_survives_yaml(tmp_path):
     hash(load_config(tmp_path / "config.yaml").simclr.view)
 
 
-def test_presets_are_whole_and_fit_their_data():
+def test_presets_are_whole_and_fit_their_data() -> None:
     general = {"base-224", "digits", "small-224", "small-32"}
     assert set(preset_names()) == general | {f"{method}-{size}" for method in METHODS for size in (32, 224)}
     for name in preset_names():
@@ -43,14 +45,14 @@ def test_presets_are_whole_and_fit_their_data():
     assert (small.input.image_size, small.encoder.embed_dim, small.encoder.depth) == (32, 192, 6)
 
 
-def test_a_file_goes_over_a_preset(tmp_path):
+def test_a_file_goes_over_a_preset(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("encoder: {depth: 3}\nsimclr: {view: {flip: 0.1}}\n")
     config = load_config(tmp_path / "mine.yaml", preset="small-32")
     assert (config.encoder.depth, config.encoder.embed_dim) == (3, 192)
     assert (config.simclr.view.flip, config.simclr.view.hue) == (0.1, 0.1)
 
 
-def test_files_mean_what_they_say(tmp_path):
+def test_files_mean_what_they_say(tmp_path: Path) -> None:
     """YAML 1.1 reads 2e-3 as text, and knows no tuples."""
     text = "data: photos\noptimiser: {base_lr: 2e-3, clip: 1}\n"
     text += "input: {image_size: [24, 32], mean: [1e-1, 0, 0.5], std: [1, 1, 1]}\n"
@@ -97,12 +99,12 @@ def test_files_mean_what_they_say(tmp_path):
         ({}, r"data: got None; allowed: digits"),
     ],
 )
-def test_settings_that_cannot_work(values, message):
+def test_settings_that_cannot_work(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_dict(values).check()
 
 
-def test_pretrain_resume_and_their_errors(tmp_path, capsys):
+def test_pretrain_resume_and_their_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_config("unused", steps=2).save(tmp_path / "config.yaml")
     run = tmp_path / "run"
     common = ["pretrain", "--preset", "digits", "--config", str(tmp_path / "config.yaml")]
@@ -125,12 +127,12 @@ def test_pretrain_resume_and_their_errors(tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err and not run.exists()
 
 
-def test_a_file_may_name_its_preset(tmp_path, monkeypatch):
+def test_a_file_may_name_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: digits\nrun: {batch_size: 32}\n")
     ran = []
 
-    def remember(config, *, resume):
+    def remember(config: Config, *, resume: bool) -> Never:
         ran.append(config)
         raise ValueError("enough")
 
@@ -141,7 +143,7 @@ def test_a_file_may_name_its_preset(tmp_path, monkeypatch):
     assert load_config(file, preset="small-32").input.image_size == 32
 
 
-def test_presets_and_version(capsys):
+def test_presets_and_version(capsys: pytest.CaptureFixture) -> None:
     assert main(["presets"]) == 0
     listed = capsys.readouterr().out.splitlines()
     titles = [line for line in listed if not line.startswith(" ")]
@@ -155,7 +157,7 @@ def test_presets_and_version(capsys):
     assert stop.value.code == 0 and hsv.__version__ in capsys.readouterr().out
 
 
-def test_help_explains_units_and_defaults(capsys):
+def test_help_explains_units_and_defaults(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # words are broken at hyphens
@@ -177,13 +179,15 @@ def test_help_explains_units_and_defaults(capsys):
 
 
 @pytest.mark.parametrize("words", [["--objectives", "mae,simclr"], ["--objectives=[mae, simclr]"]])
-def test_objectives_are_named_with_or_without_brackets(words, capsys):
+def test_objectives_are_named_with_or_without_brackets(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["pretrain", *words, "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["objectives"] == ["mae", "simclr"]
 
 
-def test_without_the_trainers_dependencies_one_sentence_says_so(monkeypatch, capsys):
+def test_without_the_trainers_dependencies_one_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     monkeypatch.delitem(sys.modules, "hsv.cli")
     assert entry_point() == 1
@@ -193,7 +197,7 @@ def test_without_the_trainers_dependencies_one_sentence_says_so(monkeypatch, cap
         _ = hsv.pretrain
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     script = "import sys, hsv; assert hsv.__version__ and 'torch' not in sys.modules; hsv.pretrain, hsv.load_encoder"
     subprocess.run([sys.executable, "-c", script], check=True)
     with pytest.raises(AttributeError):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hsv_kernels import random_masking
 NAME = "vit_tiny_patch16_224"
 
 
-def encoder_for(channels: int = 3, **arguments) -> Encoder:
+def encoder_for(channels: int = 3, **arguments: object) -> Encoder:
     torch.manual_seed(0)
     model = tiny_model(in_chans=channels, **arguments)
     encoder = Encoder(NAME, model, mean=(0.5,) * channels, std=(0.25,) * channels).eval()
@@ -27,7 +28,9 @@ def encoder_for(channels: int = 3, **arguments) -> Encoder:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize(("size", "patch"), [((16, 16), (4, 4)), ((12, 20), (3, 5)), ((8, 24), (4, 2))])
 @pytest.mark.parametrize("no_embed_class", [False, True])
-def test_visible_patches_are_the_full_embedding_indexed(channels, size, patch, no_embed_class):
+def test_visible_patches_are_the_full_embedding_indexed(
+    channels: int, size: tuple[int, int], patch: tuple[int, int], no_embed_class: bool
+) -> None:
     encoder = encoder_for(channels, img_size=size, patch_size=patch, no_embed_class=no_embed_class, reg_tokens=2)
     images = torch.randn(3, channels, *size)
     ids_keep, _, _ = random_masking(3, encoder.num_patches, mask_ratio=0.5, seed=1)
@@ -38,7 +41,7 @@ def test_visible_patches_are_the_full_embedding_indexed(channels, size, patch, n
     torch.testing.assert_close(encoder.with_prefix(*encoder.embed(images, ids_keep)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_all_patches_visible_give_the_whole_encoding():
+def test_all_patches_visible_give_the_whole_encoding() -> None:
     encoder, images = encoder_for(), torch.randn(2, 3, 16, 16)
     every = torch.arange(16).expand(2, -1)
     whole, visible = encoder.encode(images), encoder.encode(images, every)
@@ -46,7 +49,7 @@ def test_all_patches_visible_give_the_whole_encoding():
     torch.testing.assert_close(visible.cls, whole.cls, rtol=1e-4, atol=1e-5)
 
 
-def test_removed_patches_are_not_read():
+def test_removed_patches_are_not_read() -> None:
     encoder, images = encoder_for(), torch.randn(1, 3, 16, 16)
     ids_keep = torch.tensor([[5, 2]])
     poisoned = torch.full_like(images, torch.nan)
@@ -56,7 +59,7 @@ def test_removed_patches_are_not_read():
     assert torch.equal(encoder.encode(poisoned, ids_keep).patches, encoder.encode(images, ids_keep).patches)
 
 
-def test_pooling_and_shapes():
+def test_pooling_and_shapes() -> None:
     encoder, images = encoder_for(), torch.randn(2, 3, 16, 16)
     tokens = encoder.vit.forward_features(images)
     assert torch.equal(encoder.features(images), tokens[:, 1:].mean(1))
@@ -64,7 +67,7 @@ def test_pooling_and_shapes():
     assert (encoder.image_size, encoder.patch_size, encoder.channels, encoder.dim) == ((16, 16), (4, 4), 3, 32)
 
 
-def test_other_architectures_are_refused():
+def test_other_architectures_are_refused() -> None:
     with pytest.raises(ValueError, match="encoder: got 'vit_small_patch16_18x2_224'"):  # blocks side by side
         Encoder("vit_small_patch16_18x2_224", tiny_model(), mean=(0.5,) * 3, std=(0.25,) * 3)
     for name in ("resnet10t", "vit_of_nobody", "vit_medium_patch16_gap_256"):
@@ -74,7 +77,7 @@ def test_other_architectures_are_refused():
         Encoder(NAME, tiny_model(num_heads=5), mean=(0.5,), std=(0.5,))
 
 
-def test_bfloat16_training_attention_matches_fused():
+def test_bfloat16_training_attention_matches_fused() -> None:
     encoder, images = encoder_for(), torch.randn(4, 3, 16, 16)
     fused = encoder.features(images)
     encoder.train()
@@ -86,7 +89,7 @@ def test_bfloat16_training_attention_matches_fused():
     assert encoder.vit.blocks[0].attn.fused_attn
 
 
-def test_timm_alone_computes_the_same_bits(tmp_path):
+def test_timm_alone_computes_the_same_bits(tmp_path: Path) -> None:
     """A process that imports timm and not hsv evaluates the call of encoder.json."""
     encoder = encoder_for(img_size=(16, 24))
     export_encoder(encoder, tmp_path)
@@ -107,14 +110,14 @@ assert not any(name.split(".")[0] in ("hsv", "hsv_kernels") for name in sys.modu
     assert described["pool"] == "mean" and described["channels"] == 3 and described["mean"] == [0.5] * 3
 
 
-def test_nothing_to_load_is_a_clear_error(tmp_path):
+def test_nothing_to_load_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="allowed"):
         load_encoder(tmp_path)
     with pytest.raises(ValueError, match=r"encoder\.json"):
         load_encoder(tmp_path / "encoder.safetensors")
 
 
-def test_unset_shapes_stay_as_timm_has_them(tmp_path):
+def test_unset_shapes_stay_as_timm_has_them(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.input.mean, config.input.std = [0.5], [0.25]
     config.encoder.depth = None
@@ -125,7 +128,7 @@ def test_unset_shapes_stay_as_timm_has_them(tmp_path):
 @pytest.mark.parametrize(
     "arguments", [{}, {"no_embed_class": True}, {"reg_tokens": 2}, {"embed_dim": 36, "num_heads": 6}]
 )
-def test_weights_start_as_those_of_mae_and_moco_v3(arguments):
+def test_weights_start_as_those_of_mae_and_moco_v3(arguments: dict) -> None:
     encoder = encoder_for(**arguments)
     vit, dim = encoder.vit, encoder.dim
     place = torch.arange(4.0)[:, None] / 10000 ** (torch.arange(dim // 4) / (dim // 4))  # [side, dim / 4]
@@ -135,7 +138,7 @@ def test_weights_start_as_those_of_mae_and_moco_v3(arguments):
     assert not vit.pos_embed[0, :prefix].any()
     assert vit.pos_embed.requires_grad
 
-    def bound(weight):  # of Xavier's uniform weights
+    def bound(weight: torch.Tensor) -> float:  # of Xavier's uniform weights
         return (6 / sum(weight.shape)) ** 0.5
 
     block, patches = vit.blocks[0], vit.patch_embed.proj.weight.flatten(1)

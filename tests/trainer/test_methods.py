@@ -16,7 +16,7 @@ from hsv.schedules import Progress
 BATCH = 6
 
 
-def method(name: str, **settings) -> Hybrid:
+def method(name: str, **settings: object) -> Hybrid:
     """One objective, narrow, on a tiny encoder whose teacher has moved away from the student."""
     config = narrow_config("unused", [name])
     config.encoder.drop_path, config.moco.queue_size = 0.0, 10
@@ -65,7 +65,7 @@ def linear_layers(head: nn.Module) -> int:
 
 @torch.no_grad()
 @pytest.mark.parametrize("predictor", [True, False])
-def test_moco_v3_is_the_formula(predictor):
+def test_moco_v3_is_the_formula(predictor: bool) -> None:
     hybrid = method("moco", predictor=predictor)
     images, moco = images_for(hybrid), hybrid.objectives["moco"]
     student, teacher = pooled(hybrid, images)
@@ -79,7 +79,7 @@ def test_moco_v3_is_the_formula(predictor):
 
 
 @torch.no_grad()
-def test_moco_v2_is_the_formula_and_its_queue_takes_the_keys():
+def test_moco_v2_is_the_formula_and_its_queue_takes_the_keys() -> None:
     hybrid = method("moco", version="v2")
     images, moco = images_for(hybrid), hybrid.objectives["moco"]
     (student,), (teacher,) = pooled(hybrid, images)
@@ -108,14 +108,14 @@ def test_moco_v2_is_the_formula_and_its_queue_takes_the_keys():
         ("simsiam", {"projector_layers": 2}, 2),
     ],
 )
-def test_projectors_have_the_layers_that_are_asked_for(name, settings, layers):
+def test_projectors_have_the_layers_that_are_asked_for(name: str, settings: dict, layers: int) -> None:
     hybrid = method(name, **settings)
     assert linear_layers(hybrid.objectives[name].projector) == layers
     hybrid(images_for(hybrid), 0)[0].backward()
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_moco_leaves_the_patch_embedding_as_it_is_if_asked(frozen):
+def test_moco_leaves_the_patch_embedding_as_it_is_if_asked(frozen: bool) -> None:
     hybrid = method("moco", freeze_patch_embed=frozen)
     hybrid(images_for(hybrid), 0)[0].backward()
     projection = hybrid.encoder.vit.patch_embed.proj.weight
@@ -126,14 +126,14 @@ def test_moco_leaves_the_patch_embedding_as_it_is_if_asked(frozen):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_heads_of_dino_have_the_layers_that_are_asked_for(layers):
+def test_heads_of_dino_have_the_layers_that_are_asked_for(layers: int) -> None:
     hybrid = method("dino", head_layers=layers)
     assert linear_layers(hybrid.objectives["dino"].head) == layers
     hybrid(images_for(hybrid), 0)[0].backward()
 
 
 @torch.no_grad()
-def test_byol_is_the_formula():
+def test_byol_is_the_formula() -> None:
     hybrid = method("byol")
     images, byol = images_for(hybrid), hybrid.objectives["byol"]
     student, teacher = pooled(hybrid, images)
@@ -143,7 +143,7 @@ def test_byol_is_the_formula():
     assert value(hybrid, images) == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_simsiam_is_the_formula_and_stops_the_gradient():
+def test_simsiam_is_the_formula_and_stops_the_gradient() -> None:
     hybrid = method("simsiam")
     images, simsiam = images_for(hybrid), hybrid.objectives["simsiam"]
     (x0, x1), _ = pooled(hybrid, images)
@@ -163,7 +163,7 @@ def cross_entropy(q: Tensor, scores: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def test_dino_is_the_formula_and_its_centre_follows_the_teacher():
+def test_dino_is_the_formula_and_its_centre_follows_the_teacher() -> None:
     hybrid = method("dino")
     images, dino = images_for(hybrid), hybrid.objectives["dino"]
     hybrid.start_step(Progress(30, 1000, 10))  # 30 of 100 steps of warm-up
@@ -184,7 +184,7 @@ def test_dino_is_the_formula_and_its_centre_follows_the_teacher():
 
 
 @torch.no_grad()
-def test_dino_with_sinkhorn_is_the_formula():
+def test_dino_with_sinkhorn_is_the_formula() -> None:
     hybrid = method("dino", centring="sinkhorn", teacher_temperature_epochs=0.0, num_locals=0)
     images, dino = images_for(hybrid), hybrid.objectives["dino"]
     student, teacher = pooled(hybrid, images)
@@ -196,7 +196,7 @@ def test_dino_with_sinkhorn_is_the_formula():
 
 
 @torch.no_grad()
-def test_swav_is_the_formula():
+def test_swav_is_the_formula() -> None:
     hybrid = method("swav")
     images, swav = images_for(hybrid), hybrid.objectives["swav"]
     student, _ = pooled(hybrid, images)
@@ -207,7 +207,7 @@ def test_swav_is_the_formula():
 
 
 @pytest.mark.parametrize(("name", "weight"), [("dino", "head.5.weight"), ("swav", "prototypes.weight")])
-def test_prototypes_wait_for_the_first_epoch(name, weight):
+def test_prototypes_wait_for_the_first_epoch(name: str, weight: str) -> None:
     hybrid = method(name)
     prototypes = hybrid.objectives[name].get_parameter(weight)
     for step, learns in ((0, False), (9, False), (10, True)):
@@ -218,7 +218,7 @@ def test_prototypes_wait_for_the_first_epoch(name, weight):
         hybrid.zero_grad()
 
 
-def test_prototypes_of_swav_stay_on_the_sphere():
+def test_prototypes_of_swav_stay_on_the_sphere() -> None:
     hybrid = method("swav")
     prototypes = hybrid.objectives["swav"].prototypes.weight
     with torch.no_grad():
@@ -228,7 +228,7 @@ def test_prototypes_of_swav_stay_on_the_sphere():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_bfloat16_is_near_float32(name):
+def test_bfloat16_is_near_float32(name: str) -> None:
     hybrid = method(name)
     images = images_for(hybrid)
     exact = value(hybrid, images)
@@ -239,7 +239,7 @@ def test_bfloat16_is_near_float32(name):
 
 
 @pytest.mark.parametrize(("name", "settings"), [("moco", {}), ("moco", {"version": "v2"}), ("byol", {}), ("dino", {})])
-def test_teachers_follow_by_the_momentum_of_the_step(name, settings):
+def test_teachers_follow_by_the_momentum_of_the_step(name: str, settings: dict) -> None:
     hybrid = method(name, momentum=0.9, **settings)
     objective, (teacher,) = hybrid.objectives[name], hybrid.teachers.values()
     hybrid.start_step(Progress(50, 100, 10))
@@ -257,7 +257,7 @@ def test_teachers_follow_by_the_momentum_of_the_step(name, settings):
 
 
 @torch.no_grad()
-def test_a_teacher_drops_no_path_from_the_first_step_on():
+def test_a_teacher_drops_no_path_from_the_first_step_on() -> None:
     config = tiny_config("unused")
     config.objectives, config.encoder.drop_path = ["byol"], 0.9
     config.input.mean, config.input.std = [0.5], [0.25]
@@ -269,7 +269,7 @@ def test_a_teacher_drops_no_path_from_the_first_step_on():
 
 
 @pytest.mark.parametrize("name", ["moco", "byol", "simsiam", "cmae"])
-def test_a_batch_that_is_left_with_one_image_goes_on(name):
+def test_a_batch_that_is_left_with_one_image_goes_on(name: str) -> None:
     hybrid = method(name)
     loss, _ = hybrid([view[:1] for view in images_for(hybrid)], 0)
     loss.backward()
@@ -286,13 +286,13 @@ def test_a_batch_that_is_left_with_one_image_goes_on(name):
         ("ibot", {"mask_ratio": 0.05, "mask_ratio_spread": 0.0}, r"ibot\.mask_ratio: got 0\.8 of 16 patches at most"),
     ],
 )
-def test_views_and_masks_that_cannot_be(name, settings, message):
+def test_views_and_masks_that_cannot_be(name: str, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         method(name, **settings)
 
 
 @pytest.mark.parametrize(("name", "side", "message"), [("simclr", 9, "input.image_size"), ("mae", 2, "1 patch")])
-def test_images_that_patches_do_not_make(name, side, message):
+def test_images_that_patches_do_not_make(name: str, side: int, message: str) -> None:
     config = tiny_config("unused")
     config.objectives, config.input.image_size = [name], side
     config.input.mean, config.input.std = [0.5], [0.25]
@@ -300,7 +300,7 @@ def test_images_that_patches_do_not_make(name, side, message):
         build_hybrid(config, build_encoder(config))
 
 
-def test_objectives_of_one_momentum_share_a_teacher():
+def test_objectives_of_one_momentum_share_a_teacher() -> None:
     config = tiny_config("unused")
     config.objectives = ["byol", "dino", "moco"]
     config.input.mean, config.input.std = [0.5], [0.25]
@@ -310,7 +310,7 @@ def test_objectives_of_one_momentum_share_a_teacher():
     assert list(hybrid.teachers) == ["0_996", "0_99"]
 
 
-def test_small_crops_have_whole_patches():
+def test_small_crops_have_whole_patches() -> None:
     assert [view.spec.size for view in method("dino").views] == [None, None, 4, 4]  # 3/7 of 8 pixels, patches of 2
     config = tiny_config("unused")
     config.objectives, config.input.mean, config.input.std = ["dino"], [0.5], [0.25]

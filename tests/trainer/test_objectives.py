@@ -14,7 +14,7 @@ from hsv.export import build_encoder
 from hsv.objectives import Hybrid, build_hybrid
 
 
-def hybrid_for(objectives, **mae) -> Hybrid:
+def hybrid_for(objectives: list[str], **mae: object) -> Hybrid:
     config = tiny_config("unused")
     config.objectives, config.encoder.drop_path = objectives, 0.0
     config.input.mean, config.input.std = [0.5], [0.25]
@@ -36,7 +36,9 @@ def views(hybrid: Hybrid, batch: int = 6) -> list[torch.Tensor]:
         (["simclr"], "shared", 2, 2),
     ],
 )
-def test_distinct_views_and_requests(objectives, mae_view, expected_views, expected_requests):
+def test_distinct_views_and_requests(
+    objectives: list[str], mae_view: str, expected_views: int, expected_requests: int
+) -> None:
     hybrid = hybrid_for(objectives, view=mae_view)
     assert (len(hybrid.views), len(hybrid.requests)) == (expected_views, expected_requests)
     loss, logs = hybrid(views(hybrid), draw=0)
@@ -49,13 +51,13 @@ def test_distinct_views_and_requests(objectives, mae_view, expected_views, expec
     assert all(p.grad is not None and p.grad.isfinite().all() for p in hybrid.parameters())
 
 
-def test_own_view_equal_to_a_contrastive_one_is_shared():
+def test_own_view_equal_to_a_contrastive_one_is_shared() -> None:
     spec = hybrid_for(["simclr"]).views[0].spec
     assert len(hybrid_for(["simclr", "mae"], view="own", own_view=spec).views) == 2
     assert len(hybrid_for(["simclr", "mae"], view="own", own_view=ViewSpec()).views) == 3
 
 
-def test_each_distinct_request_is_encoded_once(monkeypatch):
+def test_each_distinct_request_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hybrid, sizes = hybrid_for(["simclr", "mae"]), []
     transform = hybrid.encoder.transform
     monkeypatch.setattr(
@@ -65,7 +67,7 @@ def test_each_distinct_request_is_encoded_once(monkeypatch):
     assert sizes == [12, 6]  # both whole views in one batch, and the masked one
 
 
-def test_simclr_is_the_formula():
+def test_simclr_is_the_formula() -> None:
     hybrid = hybrid_for(["simclr"]).eval()
     loss, _ = hybrid(images := views(hybrid), draw=0)
     head = hybrid.objectives["simclr"]
@@ -75,7 +77,7 @@ def test_simclr_is_the_formula():
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_mae_is_the_formula():
+def test_mae_is_the_formula() -> None:
     hybrid = hybrid_for(["mae"]).eval()
     (images,) = views(hybrid)
     loss, _ = hybrid([images], draw=7)
@@ -90,13 +92,13 @@ def test_mae_is_the_formula():
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_masks_are_a_function_of_the_draw():
+def test_masks_are_a_function_of_the_draw() -> None:
     hybrid = hybrid_for(["mae"]).eval()
     losses = [hybrid(views(hybrid), draw=draw)[0].item() for draw in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_reconstruction_keeps_visible_pixels_and_fills_the_others():
+def test_reconstruction_keeps_visible_pixels_and_fills_the_others() -> None:
     hybrid = hybrid_for(["mae"]).eval()
     (images,) = views(hybrid)
     masked, filled, mask = hybrid.objectives["mae"].reconstruct(hybrid.encoder, images, seed=3)
@@ -106,7 +108,7 @@ def test_reconstruction_keeps_visible_pixels_and_fills_the_others():
     assert filled[removed].isfinite().all() and not torch.equal(filled, masked)
 
 
-def test_decoder_learns_a_constant_texture():
+def test_decoder_learns_a_constant_texture() -> None:
     hybrid = hybrid_for(["mae"], norm_pix=False, mask_ratio=0.5)
     images = torch.linspace(-1, 1, 4).reshape(1, 1, 2, 2).repeat(8, 1, 4, 4)
     optimiser = torch.optim.Adam(hybrid.parameters(), lr=3e-3)
@@ -120,7 +122,7 @@ def test_decoder_learns_a_constant_texture():
     torch.testing.assert_close(filled, images, rtol=0, atol=0.5)
 
 
-def test_what_leaves_nothing_of_an_image_is_refused():
+def test_what_leaves_nothing_of_an_image_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cmae: got views shifted by up to 15 pixels; allowed: less than a side"):
         shifted = narrow_config("unused", ["cmae"])
         shifted.cmae.target_view = CMAEConfig().target_view
@@ -133,21 +135,21 @@ def test_what_leaves_nothing_of_an_image_is_refused():
 
 
 @pytest.mark.parametrize(("momentum", "other"), [(0.9999991, 0.9999994), (1.0, 0.9999999)])
-def test_teachers_of_different_momenta_are_different(momentum, other):
+def test_teachers_of_different_momenta_are_different(momentum: float, other: float) -> None:
     config = narrow_config("unused", ["byol", "dino"])
     config.byol.momentum, config.dino.momentum = momentum, other
     config.input.mean, config.input.std = [0.5], [0.25]
     assert len(build_hybrid(config, build_encoder(config)).teachers) == 2
 
 
-def test_chance_of_local_negatives(monkeypatch):
+def test_chance_of_local_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
     hybrid = hybrid_for(["simclr"])
     monkeypatch.setattr("hsv.objectives.hybrid.world_size", lambda: 4)
     hybrid.negatives = "local"
     assert hybrid.chances(256)["simclr"] == pytest.approx(math.log(127))
 
 
-def test_chance_levels():
+def test_chance_levels() -> None:
     hybrid = hybrid_for(["simclr", "mae"])
     assert hybrid.objectives["simclr"].chance(256) == pytest.approx(math.log(511))
     assert hybrid.objectives["simclr"].chance(1) == 0

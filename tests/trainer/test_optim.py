@@ -1,16 +1,19 @@
 """Parameter groups and schedule."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from trainer_cases import narrow_config, tiny_config
 
 from hsv.checkpoint import read_checkpoint, restore, save_checkpoint
+from hsv.config import Config
 from hsv.export import build_encoder
-from hsv.objectives import build_hybrid
+from hsv.objectives import Hybrid, build_hybrid
 from hsv.optim import adamw, clipped_parameters, learning_rate_factor, set_learning_rate
 
 
-def model_and_optimiser():
+def model_and_optimiser() -> tuple[Hybrid, torch.optim.Optimizer]:
     config = tiny_config("unused", batch_size=512)
     config.input.mean, config.input.std = [0.5], [0.25]
     config.optimiser.base_lr = 1e-3
@@ -18,7 +21,7 @@ def model_and_optimiser():
     return hybrid, adamw(hybrid, config)
 
 
-def test_every_parameter_is_in_the_group_where_it_belongs():
+def test_every_parameter_is_in_the_group_where_it_belongs() -> None:
     hybrid, optimiser = model_and_optimiser()
     names = {id(parameter): name for name, parameter in hybrid.named_parameters()}
     groups = [[names[id(p)] for p in group["params"]] for group in optimiser.param_groups]
@@ -34,7 +37,9 @@ def test_every_parameter_is_in_the_group_where_it_belongs():
     assert hybrid.weighting.u not in set(clipped_parameters(optimiser))
 
 
-def predicting(byol: float = 1.0, simsiam: float = 1.0, **objectives_of):
+def predicting(
+    byol: float = 1.0, simsiam: float = 1.0, **objectives_of: list[str]
+) -> tuple[Config, Hybrid, torch.optim.Optimizer]:
     """BYOL beside SimSiam, whose predictors' learning rates are scaled."""
     config = narrow_config("unused", objectives_of.get("objectives", ["byol", "simsiam"]), batch_size=512)
     config.input.mean, config.input.std = [0.5], [0.25]
@@ -44,7 +49,7 @@ def predicting(byol: float = 1.0, simsiam: float = 1.0, **objectives_of):
     return config, hybrid, adamw(hybrid, config)
 
 
-def test_predictors_learn_at_a_scaled_rate():
+def test_predictors_learn_at_a_scaled_rate() -> None:
     _, hybrid, optimiser = predicting(10.0, 4.0)
     rates = {id(p): group["base_lr"] for group in optimiser.param_groups for p in group["params"]}
     trained = {name: p for name, p in hybrid.named_parameters() if p.requires_grad}
@@ -55,7 +60,7 @@ def test_predictors_learn_at_a_scaled_rate():
 
 
 @pytest.mark.parametrize("changes", [{"byol": 10.0}, {"objectives": ["simsiam", "byol"]}, {}])
-def test_moments_are_found_again_by_name(tmp_path, changes):
+def test_moments_are_found_again_by_name(tmp_path: Path, changes: dict) -> None:
     """Whatever the groups and their order."""
     config, hybrid, optimiser = predicting(3.0, 3.0)
     for index, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
@@ -71,7 +76,7 @@ def test_moments_are_found_again_by_name(tmp_path, changes):
     resumed.step()
 
 
-def test_a_parameter_that_was_frozen_begins_without_moments(tmp_path):
+def test_a_parameter_that_was_frozen_begins_without_moments(tmp_path: Path) -> None:
     config, hybrid, _ = predicting()
     frozen = hybrid.encoder.vit.patch_embed.proj.weight
     frozen.requires_grad_(False)
@@ -87,7 +92,7 @@ def test_a_parameter_that_was_frozen_begins_without_moments(tmp_path):
     assert frozen not in resumed.state and hybrid.encoder.vit.cls_token in resumed.state
 
 
-def test_schedule_is_a_ramp_and_a_cosine():
+def test_schedule_is_a_ramp_and_a_cosine() -> None:
     factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert factors[10] == 1 and factors[55] == pytest.approx(0.5)
@@ -98,7 +103,7 @@ def test_schedule_is_a_ramp_and_a_cosine():
     assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 1e-3, 5e-3]
 
 
-def test_rates_of_zero_gradient_move_nothing_but_decayed_matrices():
+def test_rates_of_zero_gradient_move_nothing_but_decayed_matrices() -> None:
     hybrid, optimiser = model_and_optimiser()
     before = {name: p.detach().clone() for name, p in hybrid.named_parameters()}
     for parameter in hybrid.parameters():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsv.config import METHODS, load_config, preset_names
+from hsv.config import METHODS, Config, load_config, preset_names
 from hsv.export import build_encoder
 from hsv.objectives import build_hybrid
 from hsv.optim import adamw, set_weight_decay
@@ -24,7 +24,7 @@ def documented() -> dict[str, tuple[float, float, float | None, int]]:
     return {n: (float(rate), float(wd), float(end) if end else None, int(b)) for n, rate, wd, end, b in rows}
 
 
-def narrow(name: str):
+def narrow(name: str) -> Config:
     """The preset with an encoder of one narrow block, as only the heads and the views are its own."""
     config = load_config(preset=name)
     config.data, config.input.mean, config.input.std = "photos", [0.5] * 3, [0.25] * 3
@@ -32,12 +32,12 @@ def narrow(name: str):
     return config
 
 
-def test_every_method_has_its_presets():
+def test_every_method_has_its_presets() -> None:
     assert set(PRESETS) <= set(preset_names()) and set(documented()) == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_whole_and_optimises_as_documented(name):
+def test_a_preset_is_whole_and_optimises_as_documented(name: str) -> None:
     config = narrow(name)
     config.check()
     method, size = name.rsplit("-", 1)
@@ -53,13 +53,13 @@ def test_a_preset_is_whole_and_optimises_as_documented(name):
 
 
 @pytest.mark.parametrize("size", [32, 224])
-def test_swav_has_few_prototypes_for_its_batch(size):
+def test_swav_has_few_prototypes_for_its_batch(size: int) -> None:
     """Sinkhorn–Knopp uses all of them alike, and there is no store of earlier projections."""
     config = load_config(preset=f"swav-{size}")
     assert config.swav.prototypes <= 4 * config.run.batch_size
 
 
-def test_weight_decay_follows_its_cosine():
+def test_weight_decay_follows_its_cosine() -> None:
     """The published .04 → .4 of DINO, per step, on the matrices alone."""
     config = narrow("dino-224")
     hybrid = torch.nn.Sequential(torch.nn.Linear(2, 2))
@@ -72,7 +72,7 @@ def test_weight_decay_follows_its_cosine():
 
 
 @pytest.mark.parametrize("together", [("moco", "mae"), ("simclr", "mae"), ("simclr", "moco", "dino"), METHODS])
-def test_any_methods_combine_over_one_preset_and_share_views(together):
+def test_any_methods_combine_over_one_preset_and_share_views(together: tuple[str, ...]) -> None:
     config = narrow("small-32")
     config.objectives = list(together)
     config.check()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def images(hybrid: Hybrid, count: int, step: int) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module", params=STEPS)
-def ranks(request, tmp_path_factory) -> list[dict]:
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two or three processes found, by case; started once, as that takes the longest."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(_rank, (request.param, str(folder)), nprocs=request.param)
@@ -113,7 +114,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_objective_over_ranks_is_that_of_one_process(ranks, case):
+def test_an_objective_over_ranks_is_that_of_one_process(ranks: list[dict], case: str) -> None:
     losses, gradients, state = train(case, len(ranks), None)
     for result in ranks:
         found_losses, found_gradients, found_state = result[case]
@@ -134,7 +135,7 @@ def _named(name: str) -> Callable[[str], str]:
     return lambda text: f"{name}: {text}"
 
 
-def test_torchrun_trains_as_one_process_does(tmp_path):
+def test_torchrun_trains_as_one_process_does(tmp_path: Path) -> None:
     """Two ranks of 32 images each take the steps of one of 64: same images, negatives, statistics and masks.
 
     Files that cannot be decoded leave the ranks with batches of different sizes.

@@ -1,5 +1,7 @@
 """Every method goes on to the same bits, and leaves the encoder that was asked for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from trainer_cases import narrow_config
@@ -12,7 +14,7 @@ from hsv.export import load_model
 SETS = (*([name] for name in METHODS), ["moco", "dino", "mae"])
 
 
-def config_for(folder, objectives: list[str]) -> Config:
+def config_for(folder: Path, objectives: list[str]) -> Config:
     """Four steps with a checkpoint after two, a queue beside other objectives, and teachers that move."""
     config = narrow_config(folder, objectives, steps=4, checkpoint_every=2, batch_size=16)
     config.moco.version = "v2" if len(objectives) > 1 else "v3"
@@ -21,7 +23,7 @@ def config_for(folder, objectives: list[str]) -> Config:
 
 
 @pytest.mark.parametrize("objectives", SETS, ids="+".join)
-def test_two_steps_and_two_are_four_to_the_last_bit(objectives, tmp_path):
+def test_two_steps_and_two_are_four_to_the_last_bit(objectives: list[str], tmp_path: Path) -> None:
     summary = hsv.pretrain(config_for(tmp_path, objectives))
     whole, half = (read_checkpoint(summary.checkpoint.with_name(f"step-0000000{step}.pt")) for step in (4, 2))
     summary.checkpoint.unlink()
@@ -40,7 +42,7 @@ def test_two_steps_and_two_are_four_to_the_last_bit(objectives, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["teacher", "student"])
-def test_the_teacher_is_exported_unless_the_student_is_asked_for(which, tmp_path):
+def test_the_teacher_is_exported_unless_the_student_is_asked_for(which: str, tmp_path: Path) -> None:
     config = narrow_config(tmp_path, ["dino"], steps=3, batch_size=16)
     assert config.run.export == "teacher"
     config.run.export, config.dino.momentum = which, 0.5

@@ -1,12 +1,14 @@
 """iBOT, BEiT, CPC, DAE, CAN and CMAE: formulas in float64, masks and targets; that they learn."""
 
 import math
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from trainer_cases import narrow_config, sinkhorn
 
@@ -14,7 +16,7 @@ import hsv
 from hsv.checkpoint import read_checkpoint
 from hsv.config import Config
 from hsv.export import build_encoder
-from hsv.objectives import Batch, Encoded, Hybrid, Objective, build_hybrid
+from hsv.objectives import Batch, Encoded, Hybrid, Objective, Request, build_hybrid
 from hsv.objectives.blocks import block_masks
 from hsv.objectives.codebook import Codebook
 from hsv.objectives.noise import gaussian_noise
@@ -23,7 +25,7 @@ NAMES = ("ibot", "beit", "cpc", "dae", "can", "cmae")
 B, L, D, GRID = 5, 16, 12, (4, 4)
 
 
-def small(name: str, output="unused", **run) -> Config:
+def small(name: str, output: Path | str = "unused", **run: object) -> Config:
     config = narrow_config(output, [name], **run)
     config.ibot.out_dim = 24
     return config
@@ -45,10 +47,10 @@ def batch_for(objective: Objective, seed: int = 0, dtype: torch.dtype = torch.fl
     """Random encodings of what the objective asks for."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    def encoded(request) -> Encoded:
+    def encoded(request: Request) -> Encoded:
         kept = L if not hasattr(request.mask, "ratio") else L - int(L * request.mask.ratio)
         ids = torch.rand(B, L, generator=generator).argsort(1)  # place of each patch in [kept, removed]
         level = request.noise * torch.rand(B, generator=generator, dtype=torch.float64).to(dtype)
@@ -73,7 +75,7 @@ def cross_entropy(teacher: torch.Tensor, student: torch.Tensor, centre: torch.Te
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot"])
-def test_a_head_normalised_over_the_batch_keeps_rows_apart(name):
+def test_a_head_normalised_over_the_batch_keeps_rows_apart(name: str) -> None:
     config = small(name)
     getattr(config, name).batch_norm = True
     head = objective_for(config).head
@@ -84,7 +86,7 @@ def test_a_head_normalised_over_the_batch_keeps_rows_apart(name):
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_ibot_is_the_formula(pool):
+def test_ibot_is_the_formula(pool: str) -> None:
     config = small("ibot")
     config.ibot.pool = pool
     ibot = objective_for(config).double()
@@ -126,7 +128,7 @@ def test_ibot_is_the_formula(pool):
 
 
 @torch.no_grad()
-def test_ibot_with_sinkhorn_is_the_formula():
+def test_ibot_with_sinkhorn_is_the_formula() -> None:
     """One assignment of the large crops, and one of the masked patches of all images."""
     config = small("ibot")
     config.ibot.centring, config.ibot.teacher_temperature_epochs = "sinkhorn", 0.0
@@ -155,7 +157,7 @@ def test_ibot_with_sinkhorn_is_the_formula():
     torch.testing.assert_close(ibot(batch), image, rtol=1e-5, atol=1e-7)
 
 
-def test_ibot_masks_half_of_the_crops_by_a_tenth_to_a_half():
+def test_ibot_masks_half_of_the_crops_by_a_tenth_to_a_half() -> None:
     ibot = objective_for(small("ibot"))
     ibot.grid = (14, 14)
     masks, token = ibot.replaced(ibot.masked[0], 2000, 0, draw=4)
@@ -170,7 +172,7 @@ def test_ibot_masks_half_of_the_crops_by_a_tenth_to_a_half():
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (4, 4), (2, 9), (1, 1)])
-def test_block_masks_are_blocks_of_the_size_asked_for(grid):
+def test_block_masks_are_blocks_of_the_size_asked_for(grid: tuple[int, int]) -> None:
     size = math.prod(grid)
     counts = np.arange(300) % (size + 1)
     masks = block_masks((1, 2), np.arange(300), grid, counts)
@@ -179,7 +181,7 @@ def test_block_masks_are_blocks_of_the_size_asked_for(grid):
     assert (rows == masks[[7, 3]]).all()
 
 
-def test_block_masks_lie_together_and_everywhere():
+def test_block_masks_lie_together_and_everywhere() -> None:
     masks = block_masks((0,), np.arange(2000), (14, 14), np.full(2000, 75)).reshape(-1, 14, 14)
     alike = (masks[:, 1:] == masks[:, :-1]).mean()
     share = 75 / 196
@@ -197,7 +199,7 @@ def wrong_tokens_of(images: torch.Tensor) -> torch.Tensor:
     return tokens_of(images)[:, 1:]
 
 
-def test_beit_is_the_formula_with_a_tokenizer_of_the_user():
+def test_beit_is_the_formula_with_a_tokenizer_of_the_user() -> None:
     config = small("beit")
     config.beit.tokenizer, config.beit.vocabulary = f"{__name__}:tokens_of", 4
     beit = objective_for(config).double()
@@ -225,7 +227,7 @@ class ModuleTokenizer(torch.nn.Module):
 module_tokenizer = ModuleTokenizer()
 
 
-def test_a_tokenizer_that_is_a_module_is_frozen():
+def test_a_tokenizer_that_is_a_module_is_frozen() -> None:
     config = small("beit")
     config.beit.tokenizer, config.beit.vocabulary = f"{__name__}:module_tokenizer", 4
     hybrid = hybrid_for(config).train()
@@ -234,7 +236,7 @@ def test_a_tokenizer_that_is_a_module_is_frozen():
     assert not any(parameter.requires_grad for parameter in module_tokenizer.parameters())
 
 
-def test_tokenizers_are_checked():
+def test_tokenizers_are_checked() -> None:
     config = small("beit")
     config.beit.tokenizer = f"{__name__}:nothing"
     with pytest.raises(ValueError, match=r"beit.tokenizer: got .*nothing"):
@@ -248,7 +250,7 @@ def test_tokenizers_are_checked():
         config.check()
 
 
-def test_codebook_whitens_and_finds_clusters():
+def test_codebook_whitens_and_finds_clusters() -> None:
     generator = torch.Generator().manual_seed(0)
     kinds = torch.randn(6, 12, generator=generator)
     chosen = torch.randint(6, (200, 16), generator=generator)
@@ -270,10 +272,10 @@ def test_codebook_whitens_and_finds_clusters():
     assert off.abs().max() < 1e-3 and covariance.diag().max() < 1.001
 
 
-def test_codebook_is_fitted_once_a_run(tmp_path, monkeypatch):
+def test_codebook_is_fitted_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, fit = [], Codebook.fit
 
-    def counted(self, images, seed):
+    def counted(self: Codebook, images: Iterable[Tensor], seed: int) -> None:
         fitted.append(len(images := list(images)))
         fit(self, iter(images), seed)
 
@@ -286,14 +288,14 @@ def test_codebook_is_fitted_once_a_run(tmp_path, monkeypatch):
     assert centres.shape == (32, 4) and len(centres.unique(dim=0)) == 32
 
 
-def test_codebook_has_no_empty_cluster_on_noise():
+def test_codebook_has_no_empty_cluster_on_noise() -> None:
     images = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     codebook = Codebook(64, (2, 2), 1)
     codebook.fit(iter(images), seed=1)
     assert len(codebook(images).unique()) == 64
 
 
-def test_cpc_is_the_formula():
+def test_cpc_is_the_formula() -> None:
     cpc = objective_for(small("cpc")).double()
     batch = batch_for(cpc)
     (encoded,) = batch.student.values()
@@ -308,7 +310,7 @@ def test_cpc_is_the_formula():
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_cpc_context_sees_no_row_that_it_predicts(bf16):
+def test_cpc_context_sees_no_row_that_it_predicts(bf16: bool) -> None:
     """Neither by fused attention nor by the matrix products that bfloat16 trains with on a CPU."""
     hybrid = hybrid_for(small("cpc")).train(bf16)
     (request,) = hybrid.requests
@@ -319,7 +321,7 @@ def test_cpc_context_sees_no_row_that_it_predicts(bf16):
     assert not seen[:, :, 4:].any() and seen[:, :, :2].any() and seen[:, :, 2:4].any()
 
 
-def test_dae_is_the_formula():
+def test_dae_is_the_formula() -> None:
     dae = objective_for(small("dae")).double()
     batch = batch_for(dae)
     (request,) = dae.requests
@@ -329,7 +331,7 @@ def test_dae_is_the_formula():
 
 
 @pytest.mark.parametrize("drawn", [False, True])
-def test_dae_draws_the_strength_of_the_noise_if_asked(drawn):
+def test_dae_draws_the_strength_of_the_noise_if_asked(drawn: bool) -> None:
     config = small("dae")
     config.dae.noise, config.dae.noise_drawn = 2.0, drawn
     hybrid = hybrid_for(config)
@@ -348,7 +350,7 @@ def mean_where(mask: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("noise_weight", [0.3, 0.0])
-def test_can_is_the_formula(noise_weight):
+def test_can_is_the_formula(noise_weight: float) -> None:
     config = small("can")
     config.can.noise_weight = noise_weight
     can = objective_for(config)
@@ -369,7 +371,7 @@ def test_can_is_the_formula(noise_weight):
     torch.testing.assert_close(can(batch).double(), expected + noise_weight * sum(noises) / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_cmae_is_the_formula():
+def test_cmae_is_the_formula() -> None:
     cmae = objective_for(small("cmae"))
     batch = batch_for(cmae, dtype=torch.float32)
     ((request, visible),), (whole,) = batch.student.items(), batch.teacher.values()
@@ -383,7 +385,7 @@ def test_cmae_is_the_formula():
     torch.testing.assert_close(cmae(batch).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_cmae_target_is_the_same_crop_elsewhere():
+def test_cmae_target_is_the_same_crop_elsewhere() -> None:
     cmae = objective_for(small("cmae"))
     (request,), (target,) = cmae.requests, cmae.teacher_requests
     one, other = request.view, target.view
@@ -391,7 +393,7 @@ def test_cmae_target_is_the_same_crop_elsewhere():
     assert all(getattr(one.spec, n) == getattr(other.spec, n) for n in ("crop_scale", "crop_ratio", "flip"))
 
 
-def test_noise_is_normal_and_a_function_of_the_image():
+def test_noise_is_normal_and_a_function_of_the_image() -> None:
     images = torch.empty(64, 3, 17, 19)
     noise, level = gaussian_noise(images, 0.5, False, (1, 2), 0)
     unit = noise.flatten() / 0.5
@@ -410,7 +412,7 @@ def test_noise_is_normal_and_a_function_of_the_image():
 
 
 @pytest.mark.parametrize("name", ["dae", "can", "cmae"])
-def test_reconstructions_show_what_was_seen_and_what_was_made_of_it(name):
+def test_reconstructions_show_what_was_seen_and_what_was_made_of_it(name: str) -> None:
     config = small(name)
     config.run.seed, getattr(config, name).norm_pix = 3, False
     hybrid = hybrid_for(config).eval()
@@ -430,7 +432,7 @@ def test_reconstructions_show_what_was_seen_and_what_was_made_of_it(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_few_steps_learn(name):
+def test_a_few_steps_learn(name: str) -> None:
     """The same digits, in the same views, over and over. iBOT's teacher stays, for its loss need not fall otherwise."""
     config = small(name)
     config.encoder.drop_path, config.ibot.momentum, config.ibot.centre_momentum = 0.0, 1.0, 1.0
@@ -455,7 +457,7 @@ def digits(count: int, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_oblong_colour_images_in_bfloat16_and_chunks(name):
+def test_oblong_colour_images_in_bfloat16_and_chunks(name: str) -> None:
     config = small(name)
     config.input.channels, config.input.image_size, config.encoder.patch_size = 3, (8, 12), 4
     config.run.contrastive_chunks, config.encoder.drop_path = 2, 0.0

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import hsv
 from hsv.checkpoint import find_checkpoint, read_checkpoint
 from hsv.config import Config
 from hsv.data import normalise
+from hsv.data.loader import Batch
 from hsv.export import build_encoder, export_encoder, load_model
 from hsv.initialise import initialise
 from hsv.monitor import read_metrics
@@ -38,11 +40,11 @@ def same_weights(a: Path, b: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def crash_at(monkeypatch, step: int) -> None:
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make the run lose its process, so to speak, before `step`."""
     original = Trainer.step
 
-    def crashing(self, number, batches):
+    def crashing(self: Trainer, number: int, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         if number == step:
             raise ConnectionError("power cut")
         return original(self, number, batches)
@@ -50,7 +52,7 @@ def crash_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(Trainer, "step", crashing)
 
 
-def test_ten_steps_are_five_and_five_to_the_last_bit(tmp_path, monkeypatch):
+def test_ten_steps_are_five_and_five_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs of 3 steps, so step 5 lies within one; two workers, augmentation and drop-path on."""
 
     def config(name: str) -> Config:
@@ -74,7 +76,7 @@ def test_ten_steps_are_five_and_five_to_the_last_bit(tmp_path, monkeypatch):
     assert exported[0] == exported[1]
 
 
-def test_what_a_run_leaves_behind(tmp_path):
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", steps=5, checkpoint_every=1, keep=2)
     summary = hsv.pretrain(config)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
@@ -99,7 +101,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert torch.equal(encoder.features(images), hybrid.encoder.features(images))
 
 
-def test_folders_are_claimed_and_resumed_with_care(tmp_path):
+def test_folders_are_claimed_and_resumed_with_care(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has one"):
         hsv.pretrain(tiny_config(tmp_path / "run"), resume=True)
     hsv.pretrain(tiny_config(tmp_path / "run", steps=1))
@@ -113,7 +115,7 @@ def test_folders_are_claimed_and_resumed_with_care(tmp_path):
         read_checkpoint(tmp_path / "foreign.pt")
 
 
-def test_a_resumed_run_takes_new_settings(tmp_path):
+def test_a_resumed_run_takes_new_settings(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", steps=2)
     hsv.pretrain(config)
     config.run.steps, config.optimiser.base_lr, config.optimiser.weight_decay = 3, 1e-6, 0.5
@@ -126,7 +128,7 @@ def test_a_resumed_run_takes_new_settings(tmp_path):
         hsv.pretrain(config, resume=True)
 
 
-def test_the_length_of_a_run_in_epochs_is_not_measured_again(tmp_path):
+def test_the_length_of_a_run_in_epochs_is_not_measured_again(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", steps=None, epochs=0.5)
     hsv.pretrain(config)
     config.minutes = 1.0
@@ -135,16 +137,18 @@ def test_the_length_of_a_run_in_epochs_is_not_measured_again(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_absent_is_refused(tmp_path):
+def test_a_device_that_is_absent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.device: got 'cuda'"):
         hsv.pretrain(tiny_config(tmp_path / "run", device="cuda"))
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(tmp_path / "run", steps=6, checkpoint_every=2, log_every=5)
     original = Trainer.images
 
-    def poisoned(self, batch, draw):
+    def poisoned(self: Trainer, batch: Batch, draw: int) -> list[torch.Tensor]:
         images = original(self, batch, draw)
         return [image * float("nan") for image in images] if draw >= 3 else images
 
@@ -155,13 +159,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monk
     assert all(value.isfinite().all() for value in weights_of(tmp_path / "run").values())
 
 
-def masks_of_position(batch: int, num_patches: int, **others) -> tuple[torch.Tensor, ...]:
+def masks_of_position(batch: int, num_patches: int, **others: object) -> tuple[torch.Tensor, ...]:
     """The same mask for every image, whichever micro-batch it is in."""
     ids_keep, ids_restore, mask = random_masking(1, num_patches, mask_ratio=others["mask_ratio"], seed=0)
     return ids_keep.expand(batch, -1), ids_restore.expand(batch, -1), mask.expand(batch, -1)
 
 
-def test_accumulated_micro_batches_average_their_gradients(tmp_path, monkeypatch):
+def test_accumulated_micro_batches_average_their_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With MAE alone, whose loss is a mean over images, two micro-batches equal one batch of both."""
     monkeypatch.setattr("hsv.objectives.encode.random_masking", masks_of_position)
     monkeypatch.setattr("hsv.train.photometric", lambda views, spec, key, mean, std: normalise(views, mean, std))
@@ -174,7 +178,9 @@ def test_accumulated_micro_batches_average_their_gradients(tmp_path, monkeypatch
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-5)
 
 
-def test_images_weigh_alike_where_broken_files_make_micro_batches_unequal(tmp_path, monkeypatch):
+def test_images_weigh_alike_where_broken_files_make_micro_batches_unequal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hsv.objectives.encode.random_masking", masks_of_position)
     monkeypatch.setattr("hsv.train.photometric", lambda views, spec, key, mean, std: normalise(views, mean, std))
     for i in range(8):
@@ -189,7 +195,7 @@ def test_images_weigh_alike_where_broken_files_make_micro_batches_unequal(tmp_pa
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-5)
 
 
-def test_minutes_become_steps_once(tmp_path):
+def test_minutes_become_steps_once(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", steps=None)
     config.minutes = 0.05
     begun = time.monotonic()
@@ -200,7 +206,7 @@ def test_minutes_become_steps_once(tmp_path):
     assert hsv.pretrain(config, resume=True).steps == summary.steps
 
 
-def test_the_rehearsal_for_minutes_changes_nothing(tmp_path, monkeypatch):
+def test_the_rehearsal_for_minutes_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hsv.pretrain(tiny_config(tmp_path / "plain", steps=2))
     measured = Trainer.measure
     monkeypatch.setattr(Trainer, "measure", lambda self, minutes: min(2, measured(self, minutes)))
@@ -210,7 +216,7 @@ def test_the_rehearsal_for_minutes_changes_nothing(tmp_path, monkeypatch):
     assert same_weights(tmp_path / "plain", tmp_path / "measured")
 
 
-def test_the_rehearsal_takes_steps_as_most_are(tmp_path, monkeypatch):
+def test_the_rehearsal_takes_steps_as_most_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither gradients of each objective nor features are measured, which would make the run too short."""
     step, rehearsed = Trainer.step, []
 
@@ -228,7 +234,7 @@ def test_the_rehearsal_takes_steps_as_most_are(tmp_path, monkeypatch):
     assert not [names for names in rehearsed if "feature_spread" in names]
 
 
-def test_broken_files_are_left_out_and_named(tmp_path):
+def test_broken_files_are_left_out_and_named(tmp_path: Path) -> None:
     for i in range(12):
         Image.new("RGB", (12, 10), (20 * i, 90, 200 - 10 * i)).save(tmp_path / f"{i}.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")
@@ -240,7 +246,7 @@ def test_broken_files_are_left_out_and_named(tmp_path):
     assert Path(json.loads(line)["name"]).name == "broken.png" and json.loads(line)["reason"]
 
 
-def test_a_run_with_a_teacher_is_resumed_as_itself_and_starts_others_with_its_teacher(tmp_path):
+def test_a_run_with_a_teacher_is_resumed_as_itself_and_starts_others_with_its_teacher(tmp_path: Path) -> None:
     first = tiny_config(tmp_path / "first", steps=2)
     first.objectives, first.byol.hidden_dim, first.byol.out_dim = ["byol"], 16, 16
     hsv.pretrain(first)
@@ -257,7 +263,7 @@ def test_a_run_with_a_teacher_is_resumed_as_itself_and_starts_others_with_its_te
         assert all(torch.equal(weights[key], exported[key]) for key in exported)
 
 
-def test_starting_weights(tmp_path):
+def test_starting_weights(tmp_path: Path) -> None:
     hsv.pretrain(tiny_config(tmp_path / "first", steps=2))
     trained = hsv.load_encoder(tmp_path / "first")
     torch.save(trained.vit.state_dict(), tmp_path / "plain.pt")
@@ -287,7 +293,9 @@ def test_starting_weights(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after"), [((4, 16), (8, 8)), ((6, 12), (12, 6)), ((6, 12), (8, 16)), ((8, 18), (8, 24))]
 )
-def test_positions_of_a_run_are_resampled_from_its_own_grid(tmp_path, before, after):
+def test_positions_of_a_run_are_resampled_from_its_own_grid(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
     configs = [tiny_config(tmp_path, steps=1) for _ in range(2)]
     for config, size in zip(configs, (before, after), strict=True):
         config.input.image_size, config.input.mean, config.input.std = size, [0.5], [0.25]
@@ -300,7 +308,7 @@ def test_positions_of_a_run_are_resampled_from_its_own_grid(tmp_path, before, af
 
 
 @pytest.mark.parametrize(("name", "value"), [("image_size", (4, 16)), ("mean", [0.9]), ("std", [0.9])])
-def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path, name, value):
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path: Path, name: str, value: object) -> None:
     config = tiny_config(tmp_path, steps=1)
     hsv.pretrain(config)
     config.run.steps = 2
@@ -312,7 +320,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path, name, value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint(tmp_path, number):
+def test_a_signal_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     config = tiny_config(tmp_path / "run", steps=10**6, batch_size=16)
     config.input.workers = 1
     config.save(tmp_path / "config.yaml")

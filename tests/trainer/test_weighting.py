@@ -1,5 +1,7 @@
 """Weights of several losses: fixed, learned, and from gradient norms."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from trainer_cases import narrow_config, tiny_config
@@ -16,7 +18,7 @@ SIGNED_OR_DISTILLED = ("byol", "simsiam", "dino", "ibot")
 
 
 @pytest.mark.parametrize("losses", [(0.3, 0.5), (0.05, 1.0), (9.0, 0.7)])
-def test_learned_weights_reach_the_inverse_of_constant_losses(losses):
+def test_learned_weights_reach_the_inverse_of_constant_losses(losses: tuple[float, float]) -> None:
     config = tiny_config("unused")
     module = torch.nn.Module()
     module.weighting = Weighting(dict.fromkeys("ab", Objective()), WeightingConfig())
@@ -30,7 +32,7 @@ def test_learned_weights_reach_the_inverse_of_constant_losses(losses):
     torch.testing.assert_close(module.weighting.weights(), expected, rtol=0.1, atol=0)
 
 
-def test_fixed_weights_and_the_weight_of_one():
+def test_fixed_weights_and_the_weight_of_one() -> None:
     losses = torch.tensor([2.0, 3.0])
     fixed = Weighting(dict.fromkeys("ab", Objective()), WeightingConfig(kind="fixed", fixed={"b": 0.5}))
     assert fixed(losses).item() == 3.5 and not list(fixed.parameters())
@@ -38,7 +40,7 @@ def test_fixed_weights_and_the_weight_of_one():
     assert alone(losses[:1]).item() == 2.0 and not list(alone.parameters())
 
 
-def test_a_loss_without_gradient_does_not_move_the_weights_of_the_others():
+def test_a_loss_without_gradient_does_not_move_the_weights_of_the_others() -> None:
     weighting = Weighting(dict.fromkeys("abc", Objective()), WeightingConfig(kind="gradient_norm"))
     x = torch.ones(3, requires_grad=True)
     logs = weighting.measure([x.sum(), 0 * x.sum(), 2 * x.sum()], [x])
@@ -47,7 +49,7 @@ def test_a_loss_without_gradient_does_not_move_the_weights_of_the_others():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_uncertainty_is_refused_for_losses_that_collapse_can_satisfy(name):
+def test_uncertainty_is_refused_for_losses_that_collapse_can_satisfy(name: str) -> None:
     def kind(asked: str) -> str:
         config = narrow_config("unused", [name, "mae" if name != "mae" else "simclr"])
         config.weighting.kind, config.input.mean, config.input.std = asked, [0.5], [0.25]
@@ -65,7 +67,7 @@ def test_uncertainty_is_refused_for_losses_that_collapse_can_satisfy(name):
     ("lengths", "weights"),
     [((1.0, 4.0), (2.0, 0.5)), ((1.0, 1e4), (4.0, 0.25)), ((3.0, 3.0, 3.0), (1.0, 1.0, 1.0))],
 )
-def test_gradient_norms_come_together_within_the_bounds(lengths, weights):
+def test_gradient_norms_come_together_within_the_bounds(lengths: tuple[float, ...], weights: tuple[float, ...]) -> None:
     weighting = Weighting(dict.fromkeys("abc"[: len(lengths)], Objective()), WeightingConfig(kind="gradient_norm"))
     assert weighting.weights().tolist() == [1.0] * len(lengths)  # before the first measurement
     directions = torch.nn.functional.normalize(torch.randn(len(lengths), 9), dim=1)
@@ -77,7 +79,7 @@ def test_gradient_norms_come_together_within_the_bounds(lengths, weights):
     torch.testing.assert_close(logs["gradient_cosine/a·b"], directions[0] @ directions[1])
 
 
-def test_a_run_measures_gradients_and_saves_what_it_found(tmp_path):
+def test_a_run_measures_gradients_and_saves_what_it_found(tmp_path: Path) -> None:
     config = narrow_config(tmp_path / "run", ["simclr", "dino", "mae"], steps=5)
     config.weighting.measure_every = 2
     hsv.pretrain(config)
@@ -95,7 +97,7 @@ def test_a_run_measures_gradients_and_saves_what_it_found(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["uncertainty", "gradient_norm"])
-def test_weights_stay_with_their_objectives_in_another_order(tmp_path, kind):
+def test_weights_stay_with_their_objectives_in_another_order(tmp_path: Path, kind: str) -> None:
     config = narrow_config(tmp_path, ["simclr", "mae"], steps=6)
     config.weighting.kind, config.weighting.lr, config.weighting.measure_every = kind, 0.3, 6
     before = hsv.pretrain(config).metrics

@@ -8,7 +8,7 @@ from torch import Tensor
 from hsv.config import METHODS, Config, load_config
 
 
-def tiny_config(output: Path | str, **run) -> Config:
+def tiny_config(output: Path | str, **run: object) -> Config:
     """Two narrow blocks on the embedded digits, with drop-path and colour changes on."""
     config = load_config(preset="digits")
     config.output = str(output)
@@ -23,12 +23,12 @@ def tiny_config(output: Path | str, **run) -> Config:
     return config
 
 
-def tiny_model(**arguments) -> dict:
+def tiny_model(**arguments: object) -> dict:
     """Arguments of `hsv.models.Encoder` for a narrow vision transformer."""
     return {"img_size": 16, "patch_size": 4, "in_chans": 3, "embed_dim": 32, "depth": 2, "num_heads": 2, **arguments}
 
 
-def narrow_config(output: Path | str, objectives: list[str], **run) -> Config:
+def narrow_config(output: Path | str, objectives: list[str], **run: object) -> Config:
     """`tiny_config` for any objectives, with narrow heads, few prototypes, small crops and keys."""
     config = tiny_config(output, **run)
     config.objectives = objectives
