@@ -170,7 +170,7 @@ def _(
     return [x.new_empty(x.shape) for x, needed in zip(student, wanted, strict=True) if needed]
 
 
-@torch.library.custom_op("hsv_kernels::sinkhorn_columns", mutates_args=())
+@torch.library.custom_op("hsv_kernels::column_logsums", mutates_args=())
 def column_logsums_op(teacher: list[Tensor], scale: Tensor, logsums: Tensor | None, backend: str) -> Tensor:
     """One step of Sinkhorn–Knopp, [K]: samples normalised by `logsums` if given, then columns summed, in logs."""
     return _kernels(backend).column_logsums(teacher, scale, logsums)
