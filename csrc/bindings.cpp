@@ -1,4 +1,5 @@
-// hsv_kernels._C: plain pointers, shapes and strides in, nothing of PyTorch.
+// hsv_kernels._C: plain pointers, shapes and strides in, nothing of PyTorch. A function has the name of its operation
+// and then that of what it does, as in hsv::Kernels; those of csrc/cuda have `cuda` before both.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -261,7 +262,7 @@ hsv::Patches patches(const Strides& s) {
 void define_masking(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def(
-      "masking_random",
+      "masking_random_masking",
       [](uint64_t seed, uint64_t offset, uint32_t first_index, int64_t B, int64_t L, int64_t K, Address ids_keep,
          Address ids_restore, Address mask, Address keys, int threads) {
         hsv::active_kernels().masking.random_masking(seed, offset, first_index, B, L, K, pointer<int64_t>(ids_keep),
@@ -278,21 +279,21 @@ void define_masking(py::module_& m) {
       },
       release());
   m.def(
-      "masking_place",
+      "masking_gather",
       [](int element_size, Address source, const Strides& from, Address fill, Address ids, int64_t batch,
          int64_t column, int64_t B, int64_t N, int64_t count, int64_t limit, const std::array<int64_t, 3>& shape,
          Address out, const Strides& to, int threads) {
-        return hsv::active_kernels().masking.place(element_size, pointer<void>(source), patches(from),
-                                                   pointer<void>(fill), {pointer<int64_t>(ids), batch, column}, B, N,
-                                                   count, limit, {shape[0], shape[1], shape[2]}, pointer<void>(out),
-                                                   patches(to), threads);
+        return hsv::active_kernels().masking.gather(element_size, pointer<void>(source), patches(from),
+                                                    pointer<void>(fill), {pointer<int64_t>(ids), batch, column}, B, N,
+                                                    count, limit, {shape[0], shape[1], shape[2]}, pointer<void>(out),
+                                                    patches(to), threads);
       },
       release());
   m.def(
-      "masking_sum_masked",
+      "masking_masked_sum",
       [](int dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids, int64_t batch, int64_t column,
          int64_t B, int64_t L, int64_t K, int64_t D, Address partial, Address sum, int threads) {
-        hsv::active_kernels().masking.sum_masked(dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
+        hsv::active_kernels().masking.masked_sum(dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
                                                  {pointer<int64_t>(ids), batch, column}, B, L, K, D,
                                                  pointer<void>(partial), pointer<void>(sum), threads);
       },
@@ -302,18 +303,18 @@ void define_masking(py::module_& m) {
 void define_limits(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def(
-      "limit_fma", [](double seconds, int threads) { return hsv::active_kernels().limits.fma(seconds, threads); },
+      "limits_fma", [](double seconds, int threads) { return hsv::active_kernels().limits.fma(seconds, threads); },
       release(), "float32 flops / s of multiply-adds");
   m.def(
-      "limit_dot_bf16",
+      "limits_dot_bf16",
       [](double seconds, int threads) { return hsv::active_kernels().limits.dot_bf16(seconds, threads); }, release(),
       "flops / s of bfloat16 dot products, 0 where the instruction set has none");
   m.def(
-      "limit_exponentials",
+      "limits_exponentials",
       [](double seconds, int threads) { return hsv::active_kernels().limits.exponentials(seconds, threads); },
       release(), "2^x / s");
   m.def(
-      "limit_copy",
+      "limits_copy",
       [](Address to, Address from, int64_t bytes, double seconds, int threads) {
         return hsv::active_kernels().limits.copy(pointer(to), pointer(from), bytes, seconds, threads);
       },
@@ -324,7 +325,7 @@ void define_limits(py::module_& m) {
 void define_cuda_masking(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def(
-      "cuda_random_masking",
+      "cuda_masking_random_masking",
       [](int device, Address stream, Address seed, Address offset, uint32_t first_index, int64_t B, int64_t L,
          int64_t K, Address ids_keep, Address ids_restore, Address mask) {
         hsv::cuda::random_masking({device, stream}, pointer<int64_t>(seed), pointer<int64_t>(offset), first_index, B, L,
@@ -332,7 +333,7 @@ void define_cuda_masking(py::module_& m) {
       },
       release());
   m.def(
-      "cuda_gather",
+      "cuda_masking_gather",
       [](int device, Address stream, int element_size, Address source, const Strides& from, Address fill, Address ids,
          int64_t batch, int64_t column, int64_t B, int64_t N, int64_t count, const std::array<int64_t, 3>& shape,
          Address out) {
@@ -342,7 +343,7 @@ void define_cuda_masking(py::module_& m) {
       },
       release());
   m.def(
-      "cuda_scatter",
+      "cuda_masking_scatter",
       [](int device, Address stream, int element_size, Address grad, const std::array<int64_t, 3>& strides, Address ids,
          int64_t batch, int64_t column, int64_t B, int64_t N, int64_t L, const std::array<int64_t, 3>& shape,
          Address out, const Strides& to) {
@@ -352,10 +353,10 @@ void define_cuda_masking(py::module_& m) {
       },
       release());
   m.def(
-      "cuda_sum_masked",
+      "cuda_masking_masked_sum",
       [](int device, Address stream, int dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids,
          int64_t batch, int64_t column, int64_t B, int64_t L, int64_t K, int64_t D, Address partial) {
-        hsv::cuda::sum_masked({device, stream}, dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
+        hsv::cuda::masked_sum({device, stream}, dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
                               {pointer<int64_t>(ids), batch, column}, B, L, K, D, pointer<float>(partial));
       },
       release());

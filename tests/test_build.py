@@ -112,10 +112,10 @@ def test_cuda_launches_without_a_driver_fail_cleanly() -> None:
         **{"shape": three, "mask": 0, "B": 1, "L": 1},
     )
     calls = {
-        "cuda_random_masking": (0, 0, 0, 1, 1, 1, 0, 0, 0),
-        "cuda_gather": (4, 0, patches, 0, *ids, 1, three, 0),
-        "cuda_scatter": (4, 0, three, *ids, 1, three, 0, patches),
-        "cuda_sum_masked": (0, 0, three, *ids, 1, 1, 0),
+        "cuda_masking_random_masking": (0, 0, 0, 1, 1, 1, 0, 0, 0),
+        "cuda_masking_gather": (4, 0, patches, 0, *ids, 1, three, 0),
+        "cuda_masking_scatter": (4, 0, three, *ids, 1, three, 0, patches),
+        "cuda_masking_masked_sum": (0, 0, three, *ids, 1, 1, 0),
         "cuda_reconstruction_forward": (problem, True, 0, 0, 0),
         "cuda_reconstruction_backward": (problem, 0, 0, 0, 0),
     }

@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sum_masked_kernel(Rows<const T> grad, Ids ids, int64_t B, int64_t L, int64_t K, int64_t D, float* partial) {
+    masked_sum_kernel(Rows<const T> grad, Ids ids, int64_t B, int64_t L, int64_t K, int64_t D, float* partial) {
   const int64_t parts = (D + kThreads - 1) / kThreads;
   for (int64_t i = blockIdx.x; i < B * parts; i += gridDim.x) {
     const int64_t b = i / parts, d = i % parts * kThreads + threadIdx.x;
@@ -255,12 +255,12 @@ void scatter(Queue queue, int element_size, const void* grad, int64_t batch, int
   });
 }
 
-void sum_masked(Queue queue, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
+void masked_sum(Queue queue, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
                 int64_t L, int64_t K, int64_t D, float* partial) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    launch(queue, "sum_masked", [&](cudaStream_t stream) {
-      sum_masked_kernel<T><<<grid(B * ((D + kThreads - 1) / kThreads), 1), kThreads, 0, stream>>>(
+    launch(queue, "masked_sum", [&](cudaStream_t stream) {
+      masked_sum_kernel<T><<<grid(B * ((D + kThreads - 1) / kThreads), 1), kThreads, 0, stream>>>(
           {static_cast<const T*>(grad), batch, row, value}, ids, B, L, K, D, partial);
     });
   };

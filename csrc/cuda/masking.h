@@ -24,7 +24,7 @@ void scatter(Queue queue, int element_size, const void* grad, int64_t batch, int
 
 // partial [B, D] float32, contiguous: Σ_l grad[b, l] over the rows with ids[b, l] >= K, in the order of l.
 // dtype is a DType other than float64.
-void sum_masked(Queue queue, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
+void masked_sum(Queue queue, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
                 int64_t L, int64_t K, int64_t D, float* partial);
 
 }  // namespace hsv::cuda
