@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 #include "cpu/masking.h"
-#include "cuda/queue.h"
+#include "cuda/stream.h"
 
 namespace hsv::cuda {
 
@@ -20,11 +20,11 @@ struct ReconstructionProblem {
 };
 
 // losses, mean and rstd are [B, L] float32.
-void reconstruction_forward(Queue queue, const ReconstructionProblem& problem, bool norm_pix, float* losses,
-                            float* mean, float* rstd);
+void reconstruction_forward(Stream on, const ReconstructionProblem& problem, bool norm_pix, float* losses, float* mean,
+                            float* rstd);
 
 // gradient = weights * (pred - target) in the type of the predictions, 0 where mask is 0.
-void reconstruction_backward(Queue queue, const ReconstructionProblem& problem, const float* weights, const float* mean,
+void reconstruction_backward(Stream on, const ReconstructionProblem& problem, const float* weights, const float* mean,
                              const float* rstd, void* gradient);
 
 }  // namespace hsv::cuda

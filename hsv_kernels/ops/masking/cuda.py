@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code
-from hsv_kernels.ops.cuda_utils import queue
+from hsv_kernels.ops.cuda_utils import stream_of
 from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
 
 
@@ -15,7 +15,7 @@ def random_masking(
     ids_keep, ids_restore = seed.new_empty(batch, num_keep), seed.new_empty(batch, num_patches)
     mask = seed.new_empty(batch, num_patches, dtype=torch.float32)
     compiled_module().cuda_masking_random_masking(
-        *(*queue(seed), seed.data_ptr(), offset.data_ptr(), first_index, batch, num_patches, num_keep),
+        *(*stream_of(seed), seed.data_ptr(), offset.data_ptr(), first_index, batch, num_patches, num_keep),
         *(ids_keep.data_ptr(), ids_restore.data_ptr(), mask.data_ptr()),
     )
     return ids_keep, ids_restore, mask
@@ -65,7 +65,7 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     B, L, D = grad.shape
     partial = grad.new_empty(B, D, dtype=torch.float32)
     compiled_module().cuda_masking_masked_sum(
-        *(*queue(grad), code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
+        *(*stream_of(grad), code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
         *(B, L, num_keep, D, partial.data_ptr()),
     )
     return partial.sum(0)
@@ -82,7 +82,13 @@ def _gather(
 ) -> None:
     """Row n of out[b] is patch ids[b, n] of source[b] below `count` and `fill` elsewhere."""
     compiled_module().cuda_masking_gather(
-        *(*queue(source), source.element_size(), source.data_ptr(), strides, 0 if fill is None else fill.data_ptr()),
+        *(
+            *stream_of(source),
+            source.element_size(),
+            source.data_ptr(),
+            strides,
+            0 if fill is None else fill.data_ptr(),
+        ),
         *(ids.data_ptr(), *ids.stride(), *ids.shape, count, shape, out.data_ptr()),
     )
 
@@ -92,6 +98,6 @@ def _scatter(
 ) -> None:
     """Patch l of out[b] is row n of grad[b] where ids[b, n] = l, zeros where there is none."""
     compiled_module().cuda_masking_scatter(
-        *(*queue(grad), grad.element_size(), grad.data_ptr(), grad.stride()),
+        *(*stream_of(grad), grad.element_size(), grad.data_ptr(), grad.stride()),
         *(ids.data_ptr(), *ids.stride(), *ids.shape, num_patches, shape, out.data_ptr(), strides),
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.cpu_utils import code
-from hsv_kernels.ops.cuda_utils import queue
+from hsv_kernels.ops.cuda_utils import stream_of
 from hsv_kernels.ops.patches import patch_strides
 
 __all__ = ["backward", "forward"]
@@ -20,7 +20,7 @@ def forward(
     images = _readable(images, pred)
     losses, mean, rstd = (torch.empty_like(mask) for _ in range(3))
     compiled_module().cuda_reconstruction_forward(
-        *(*queue(pred), _problem(pred, images, mask, p, q), norm_pix),
+        *(*stream_of(pred), _problem(pred, images, mask, p, q), norm_pix),
         *(tensor.data_ptr() for tensor in (losses, mean, rstd)),
     )
     return losses, mean, rstd
@@ -33,7 +33,7 @@ def backward(
     images = _readable(images, pred)
     gradient = pred.new_empty(pred.shape)
     compiled_module().cuda_reconstruction_backward(
-        *(*queue(pred), _problem(pred, images, mask, p, q)),
+        *(*stream_of(pred), _problem(pred, images, mask, p, q)),
         *(tensor.data_ptr() for tensor in (weights, mean, rstd, gradient)),
     )
     return gradient
