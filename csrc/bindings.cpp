@@ -25,23 +25,19 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+hsv::DType dtype_of(int code) {
+  return static_cast<hsv::DType>(code);
+}
+
 void define_contrast(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   using View = std::tuple<uintptr_t, int64_t, int64_t>;  // address, row stride, column stride
   py::class_<hsv::ContrastProblem>(m, "ContrastProblem")
       .def(py::init([](int dtype, const std::vector<View>& views, int64_t rows, int64_t dim, double scale,
                        bool exclude_self, bool bfloat16, int shift, int threads) {
-             hsv::ContrastProblem p{static_cast<hsv::DType>(dtype),
-                                    static_cast<int>(views.size()),
-                                    {},
-                                    rows,
-                                    dim,
-                                    scale,
-                                    exclude_self,
-                                    bfloat16,
-                                    static_cast<hsv::Shift>(shift),
-                                    threads,
-                                    nullptr};
+             hsv::ContrastProblem p{
+                 dtype_of(dtype), static_cast<int>(views.size()), {},      rows,   dim, scale, exclude_self,
+                 bfloat16,        static_cast<hsv::Shift>(shift), threads, nullptr};
              for (size_t i = 0; i < views.size(); i++) {
                p.view[i] = {pointer(std::get<0>(views[i])), std::get<1>(views[i]), std::get<2>(views[i])};
              }
@@ -83,7 +79,7 @@ void define_rectangle(py::module_& m) {
       .def(py::init([rows](int dtype, const View& q, const View& k, int64_t n, int64_t keys, int64_t dim, double scale,
                            bool exclude_self, int64_t self_offset, Address positive, Address q_labels, Address k_labels,
                            bool bfloat16, int threads) {
-             return hsv::RectangleProblem{static_cast<hsv::DType>(dtype),
+             return hsv::RectangleProblem{dtype_of(dtype),
                                           rows(q),
                                           rows(k),
                                           n,
@@ -137,8 +133,8 @@ void define_cosine(py::module_& m) {
   using View = std::pair<Address, int64_t>;  // address, row stride
   py::class_<hsv::CosineProblem>(m, "CosineProblem")
       .def(py::init([](int dtype, View p, View z, int64_t rows, int64_t dim, double eps, int threads) {
-             return hsv::CosineProblem{dtype, rows,   dim, {pointer(p.first), p.second}, {pointer(z.first), z.second},
-                                       eps,   threads};
+             return hsv::CosineProblem{
+                 dtype_of(dtype), rows, dim, {pointer(p.first), p.second}, {pointer(z.first), z.second}, eps, threads};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("p"), py::arg("z"), py::arg("rows"), py::arg("dim"), py::arg("eps"),
            py::arg("threads"));
@@ -184,7 +180,7 @@ struct Distillation {
     return found;
   }
   static hsv::LogitViews views(int dtype, const std::vector<hsv::LogitView>& view, int64_t rows, int64_t classes) {
-    return {dtype, rows, classes, view.data(), static_cast<int64_t>(view.size())};
+    return {dtype_of(dtype), rows, classes, view.data(), static_cast<int64_t>(view.size())};
   }
 
   std::vector<hsv::LogitView> student, teacher;
@@ -231,24 +227,24 @@ void define_distillation(py::module_& m) {
 void define_reconstruction(py::module_& m) {
   m.def(
       "reconstruction_forward",
-      [](Address pred, int pred_type, std::array<int64_t, 2> pred_strides, Address images, int images_type,
+      [](Address pred, int pred_dtype, std::array<int64_t, 2> pred_strides, Address images, int images_dtype,
          const Four& shape, const Four& strides, int64_t p, int64_t q, Address mask, bool norm_pix, Address losses,
          Address mean, Address rstd, int threads) {
-        hsv::active_kernels().reconstruction.forward({pointer(pred), pred_type, pred_strides[0], pred_strides[1]},
-                                                     pointer(images), images_type, patch_grid(shape, strides, p, q),
-                                                     pointer(mask), norm_pix, pointer(losses), pointer(mean),
-                                                     pointer(rstd), threads);
+        hsv::active_kernels().reconstruction.forward(
+            {pointer(pred), dtype_of(pred_dtype), pred_strides[0], pred_strides[1]}, pointer(images),
+            dtype_of(images_dtype), patch_grid(shape, strides, p, q), pointer(mask), norm_pix, pointer(losses),
+            pointer(mean), pointer(rstd), threads);
       },
       py::call_guard<py::gil_scoped_release>());
   m.def(
       "reconstruction_backward",
-      [](Address pred, int pred_type, std::array<int64_t, 2> pred_strides, Address images, int images_type,
+      [](Address pred, int pred_dtype, std::array<int64_t, 2> pred_strides, Address images, int images_dtype,
          const Four& shape, const Four& strides, int64_t p, int64_t q, Address mask, Address weights, Address mean,
          Address rstd, Address gradient, int threads) {
-        hsv::active_kernels().reconstruction.backward({pointer(pred), pred_type, pred_strides[0], pred_strides[1]},
-                                                      pointer(images), images_type, patch_grid(shape, strides, p, q),
-                                                      pointer(mask), pointer(weights), pointer(mean), pointer(rstd),
-                                                      pointer(gradient), threads);
+        hsv::active_kernels().reconstruction.backward(
+            {pointer(pred), dtype_of(pred_dtype), pred_strides[0], pred_strides[1]}, pointer(images),
+            dtype_of(images_dtype), patch_grid(shape, strides, p, q), pointer(mask), pointer(weights), pointer(mean),
+            pointer(rstd), pointer(gradient), threads);
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -293,8 +289,8 @@ void define_masking(py::module_& m) {
       "masking_masked_sum",
       [](int dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids, int64_t batch, int64_t column,
          int64_t B, int64_t L, int64_t K, int64_t D, Address partial, Address sum, int threads) {
-        hsv::active_kernels().masking.masked_sum(dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
-                                                 {pointer<int64_t>(ids), batch, column}, B, L, K, D,
+        hsv::active_kernels().masking.masked_sum(dtype_of(dtype), pointer<void>(grad), strides[0], strides[1],
+                                                 strides[2], {pointer<int64_t>(ids), batch, column}, B, L, K, D,
                                                  pointer<void>(partial), pointer<void>(sum), threads);
       },
       release());
@@ -356,8 +352,8 @@ void define_cuda_masking(py::module_& m) {
       "cuda_masking_masked_sum",
       [](int device, Address stream, int dtype, Address grad, const std::array<int64_t, 3>& strides, Address ids,
          int64_t batch, int64_t column, int64_t B, int64_t L, int64_t K, int64_t D, Address partial) {
-        hsv::cuda::masked_sum({device, stream}, dtype, pointer<void>(grad), strides[0], strides[1], strides[2],
-                              {pointer<int64_t>(ids), batch, column}, B, L, K, D, pointer<float>(partial));
+        hsv::cuda::masked_sum({device, stream}, dtype_of(dtype), pointer<void>(grad), strides[0], strides[1],
+                              strides[2], {pointer<int64_t>(ids), batch, column}, B, L, K, D, pointer<float>(partial));
       },
       release());
 }
@@ -366,10 +362,10 @@ void define_cuda_reconstruction(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   using Three = std::array<int64_t, 3>;
   py::class_<hsv::cuda::ReconstructionProblem>(m, "CudaReconstructionProblem")
-      .def(py::init([](Address pred, int pred_type, const Three& pred_strides, Address images, int images_type,
+      .def(py::init([](Address pred, int pred_dtype, const Three& pred_strides, Address images, int images_dtype,
                        const Strides& strides, const Three& shape, Address mask, int64_t B, int64_t L) {
-             return hsv::cuda::ReconstructionProblem{pred_type,
-                                                     images_type,
+             return hsv::cuda::ReconstructionProblem{dtype_of(pred_dtype),
+                                                     dtype_of(images_dtype),
                                                      pointer(pred),
                                                      pred_strides[0],
                                                      pred_strides[1],
@@ -381,8 +377,8 @@ void define_cuda_reconstruction(py::module_& m) {
                                                      B,
                                                      L};
            }),
-           py::kw_only(), py::arg("pred"), py::arg("pred_type"), py::arg("pred_strides"), py::arg("images"),
-           py::arg("images_type"), py::arg("strides"), py::arg("shape"), py::arg("mask"), py::arg("B"), py::arg("L"));
+           py::kw_only(), py::arg("pred"), py::arg("pred_dtype"), py::arg("pred_strides"), py::arg("images"),
+           py::arg("images_dtype"), py::arg("strides"), py::arg("shape"), py::arg("mask"), py::arg("B"), py::arg("L"));
   m.def(
       "cuda_reconstruction_forward",
       [](int device, Address stream, const hsv::cuda::ReconstructionProblem& problem, bool norm_pix, Address losses,

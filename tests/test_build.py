@@ -108,7 +108,7 @@ def test_compiled_sources_know_no_torch() -> None:
 def test_cuda_launches_without_a_driver_fail_cleanly() -> None:
     module, patches, ids, three = compiled_module(), (0,) * 7, (0, 1, 1, 1, 1), (1, 1, 1)
     problem = module.CudaReconstructionProblem(
-        **{"pred": 0, "pred_type": 0, "pred_strides": three, "images": 0, "images_type": 0, "strides": patches},
+        **{"pred": 0, "pred_dtype": 0, "pred_strides": three, "images": 0, "images_dtype": 0, "strides": patches},
         **{"shape": three, "mask": 0, "B": 1, "L": 1},
     )
     calls = {

@@ -212,8 +212,8 @@ void sum_rows(const T* grad, int64_t batch, int64_t row, int64_t column, Ids ids
     for (int64_t d = 0; d < D; d++) sum[d] += partial[2 * g * D + d];
 }
 
-void masked_sum(int dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B, int64_t L,
-                int64_t K, int64_t D, void* partial, void* sum, int threads) {
+void masked_sum(DType dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B,
+                int64_t L, int64_t K, int64_t D, void* partial, void* sum, int threads) {
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
     using S = Computed<T>;

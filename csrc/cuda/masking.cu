@@ -2,6 +2,7 @@
 #include "cuda/launch.h"
 #include "cuda/masking.h"
 #include "cuda/patches.h"
+#include "philox.h"
 #include "ranking.h"
 
 namespace hsv::cuda {
@@ -255,7 +256,7 @@ void scatter(Stream on, int element_size, const void* grad, int64_t batch, int64
   });
 }
 
-void masked_sum(Stream on, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
+void masked_sum(Stream on, DType dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
                 int64_t L, int64_t K, int64_t D, float* partial) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -264,7 +265,7 @@ void masked_sum(Stream on, int dtype, const void* grad, int64_t batch, int64_t r
           {static_cast<const T*>(grad), batch, row, value}, ids, B, L, K, D, partial);
     });
   };
-  switch (static_cast<DType>(dtype)) {
+  switch (dtype) {
     case DType::kBFloat16:
       return run(BFloat16{});
     case DType::kFloat16:

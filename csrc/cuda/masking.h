@@ -23,8 +23,8 @@ void scatter(Stream on, int element_size, const void* grad, int64_t batch, int64
              int64_t B, int64_t N, int64_t L, PatchShape shape, void* out, Patches to);
 
 // partial [B, D] float32, contiguous: Σ_l grad[b, l] over the rows with ids[b, l] >= K, in the order of l.
-// dtype is a DType other than float64.
-void masked_sum(Stream on, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
+// dtype is not kFloat64.
+void masked_sum(Stream on, DType dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
                 int64_t L, int64_t K, int64_t D, float* partial);
 
 }  // namespace hsv::cuda

@@ -92,8 +92,8 @@ void with_types(const ReconstructionProblem& p, const F& run) {
     };
     layout.wide ? planes(std::integral_constant<int, kWide>{}) : planes(std::integral_constant<int, 1>{});
   };
-  const bool single = static_cast<DType>(p.images_type) == DType::kFloat32;
-  switch (static_cast<DType>(p.pred_type)) {
+  const bool single = p.images_dtype == DType::kFloat32;
+  switch (p.pred_dtype) {
     case DType::kBFloat16:
       return single ? with_layout(BFloat16{}, 0.0f) : with_layout(BFloat16{}, BFloat16{});
     case DType::kFloat16:

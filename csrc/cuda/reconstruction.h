@@ -9,8 +9,8 @@
 namespace hsv::cuda {
 
 struct ReconstructionProblem {
-  int pred_type, images_type;  // DType; images are float32 or of the type of the predictions, neither float64
-  const void* pred;            // [B, L, height * width * channels]
+  DType pred_dtype, images_dtype;  // images are kFloat32 or of the type of the predictions, neither kFloat64
+  const void* pred;                // [B, L, height * width * channels]
   int64_t pred_batch, pred_row, pred_value;
   const void* images;
   Patches at;  // where the patches lie in them

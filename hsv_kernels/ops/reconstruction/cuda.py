@@ -47,10 +47,10 @@ def _readable(images: Tensor, pred: Tensor) -> Tensor:
 def _problem(pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int) -> Any:
     return compiled_module().CudaReconstructionProblem(
         pred=pred.data_ptr(),
-        pred_type=code(pred),
+        pred_dtype=code(pred),
         pred_strides=pred.stride(),
         images=images.data_ptr(),
-        images_type=code(images),
+        images_dtype=code(images),
         strides=patch_strides(images, p, q),
         shape=(p, q, images.shape[1]),
         mask=mask.data_ptr(),
