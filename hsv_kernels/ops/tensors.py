@@ -1,9 +1,9 @@
-"""What every operation asks of its tensors: the type that is computed in, rows without gaps."""
+"""What every operation asks of its tensors: the type that is computed in, rows without gaps, gradients."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["computed_type", "unit_stride"]
+__all__ = ["computed_type", "gradient_like", "scalar_like", "unit_stride", "without_none"]
 
 
 def computed_type(dtype: torch.dtype) -> torch.dtype:
@@ -14,3 +14,19 @@ def computed_type(dtype: torch.dtype) -> torch.dtype:
 def unit_stride(x: Tensor) -> Tensor:
     """`x` with neighbouring values along its last dimension: itself, or a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
+    """`value` as a 0-dim tensor of the type that `like` is computed in, on its device."""
+    dtype = computed_type(like.dtype)
+    return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=like.device)
+
+
+def gradient_like(tensor: Tensor, needed: bool) -> Tensor:
+    """Contiguous and uninitialised, of the shape of `tensor` if needed and empty otherwise."""
+    return tensor.new_empty(tensor.shape if needed else 0)
+
+
+def without_none(gradients: tuple[Tensor | None, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`gradients` with empty tensors in place of None: an operator returns tensors."""
+    return tuple(gradient_like(x, False) if g is None else g for g, x in zip(gradients, inputs, strict=True))

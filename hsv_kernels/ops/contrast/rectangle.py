@@ -1,4 +1,4 @@
-"""similarity_logsumexp of queries against keys: what its backends share, and the gradients that need no kernel."""
+"""The rectangle, queries against keys: what its backends share, and the gradients that need no kernel."""
 
 from collections.abc import Callable
 from typing import NamedTuple
