@@ -1,9 +1,9 @@
-"""What every operation asks of its tensors: the type that is computed in, rows without gaps, gradients."""
+"""What every operation asks of its tensors: types, rows without gaps, losses reduced, gradients."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["computed_type", "gradient_like", "scalar_like", "unit_stride", "without_none"]
+__all__ = ["computed_type", "gradient_like", "reduce_losses", "scalar_like", "unit_stride", "without_none"]
 
 
 def computed_type(dtype: torch.dtype) -> torch.dtype:
@@ -20,6 +20,20 @@ def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
     """`value` as a 0-dim tensor of the type that `like` is computed in, on its device."""
     dtype = computed_type(like.dtype)
     return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=like.device)
+
+
+def reduce_losses(losses: Tensor, reduction: str, weights: Tensor | None = None) -> Tensor:
+    """Losses [N] times their weights as they are, their sum, or that over the sum of the weights (0 where it is 0)."""
+    weights = None if weights is None else weights.to(losses.dtype)
+    losses = losses if weights is None else losses * weights
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if weights is None:
+        return losses.mean()
+    total = weights.sum()
+    return losses.sum() / total.where(total != 0, 1)
 
 
 def gradient_like(tensor: Tensor, needed: bool) -> Tensor:

@@ -10,7 +10,7 @@ from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.contrast import reference
 from hsv_kernels.ops.contrast.cpu import kept_values
 from hsv_kernels.ops.operators import backward_operator, differentiable, reference_operator
-from hsv_kernels.ops.tensors import computed_type, gradient_like, scalar_like, without_none
+from hsv_kernels.ops.tensors import computed_type, gradient_like, reduce_losses, scalar_like, without_none
 
 __all__ = ["has_fixed_shift", "nt_xent"]
 
@@ -23,7 +23,7 @@ def nt_xent(
 ) -> Tensor:
     """The loss of two views [N, D], or per-anchor losses [2N]; `temperature` is a positive number or a 0-dim tensor."""
     if backend == "reference":
-        return _reduce(_reference_nt_xent(z0, z1, temperature, bfloat16), reduction)
+        return reduce_losses(_reference_nt_xent(z0, z1, temperature, bfloat16), reduction)
     fixed_shift = not isinstance(temperature, Tensor) and has_fixed_shift(temperature, 2 * z0.shape[0])
     keep = backend == "cpu" and fixed_shift and _needs_gradient(z0, z1) and _fits(z0)
     scalar = scalar_like(temperature, z0)
@@ -43,12 +43,6 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 def _fits(z0: Tensor) -> bool:
     """Whether the exponentials of NT-Xent are few enough to be kept."""
     return kept_values(2 * z0.shape[0]) * computed_type(z0.dtype).itemsize <= KEPT_BYTES
-
-
-def _reduce(losses: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def _per_row(grad: Tensor, rows: int, reduction: str) -> Tensor:
@@ -79,7 +73,7 @@ def nt_xent_op(
     """
     forward = kernels_of("contrast", backend).nt_xent_forward
     losses, *saved = forward(z0, z1, temperature, fixed_shift or None, bfloat16, keep)
-    return _reduce(losses, reduction), *saved
+    return reduce_losses(losses, reduction), *saved
 
 
 @nt_xent_op.register_fake

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.operators import backward_operator, differentiable
-from hsv_kernels.ops.tensors import computed_type, gradient_like, without_none
+from hsv_kernels.ops.tensors import computed_type, gradient_like, reduce_losses, without_none
 
 __all__ = ["negative_cosine"]
 
@@ -15,9 +15,7 @@ __all__ = ["negative_cosine"]
 def negative_cosine(p: Tensor, z: Tensor, eps: float, reduction: str, *, backend: str) -> Tensor:
     """The loss of `hsv_kernels.negative_cosine`, for checked inputs and a resolved backend."""
     losses, _ = _negative_cosine(p, z, eps, backend)
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
+    return reduce_losses(losses, reduction)
 
 
 @torch.library.custom_op("hsv_kernels::negative_cosine", mutates_args=())

@@ -11,7 +11,7 @@ from torch import Tensor
 from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.distillation.reference import Problem
 from hsv_kernels.ops.operators import backward_operator, differentiable, direct
-from hsv_kernels.ops.tensors import computed_type
+from hsv_kernels.ops.tensors import computed_type, reduce_losses
 
 __all__ = ["count_views", "distillation_loss", "sinkhorn_centre"]
 
@@ -41,7 +41,7 @@ def distillation_loss(
         wanted,
         backend,
     )
-    return _reduce(losses, weights, reduction), teacher_mean
+    return reduce_losses(losses, reduction, weights), teacher_mean
 
 
 def sinkhorn_centre(
@@ -74,20 +74,6 @@ def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
         return torch.full((), 1 / temperature, dtype=dtype, device=like.device)
     value = temperature.detach().to(dtype)
     return value.reciprocal().where((value > 0) & (value < math.inf), math.nan)
-
-
-def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    """Losses [N] times their weights as they are, their sum, or that over the sum of the weights (0 where it is 0)."""
-    weights = None if weights is None else weights.to(losses.dtype)
-    losses = losses if weights is None else losses * weights
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    if weights is None:
-        return losses.mean()
-    total = weights.sum()
-    return losses.sum() / total.where(total != 0, 1)
 
 
 @torch.library.custom_op("hsv_kernels::distillation_loss", mutates_args=())
