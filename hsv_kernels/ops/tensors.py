@@ -3,7 +3,23 @@
 import torch
 from torch import Tensor
 
-__all__ = ["computed_type", "gradient_like", "reduce_losses", "scalar_like", "unit_stride", "without_none"]
+__all__ = [
+    "computed_type",
+    "dtype_code",
+    "gradient_like",
+    "reduce_losses",
+    "scalar_like",
+    "unit_stride",
+    "without_none",
+]
+
+#: csrc/cpu/elements.h, enum DType.
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def dtype_code(tensor: Tensor) -> int:
+    """Number of the tensor's dtype in csrc/cpu/elements.h."""
+    return DTYPE_CODES[tensor.dtype]
 
 
 def computed_type(dtype: torch.dtype) -> torch.dtype:

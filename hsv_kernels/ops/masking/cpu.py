@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code, threads
+from hsv_kernels.ops.cpu_utils import threads
 from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
-from hsv_kernels.ops.tensors import computed_type
+from hsv_kernels.ops.tensors import computed_type, dtype_code
 
 WORD64 = 2**64 - 1
 
@@ -82,7 +82,7 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     dtype = computed_type(grad.dtype)
     total, partial = torch.empty(D, dtype=dtype), torch.empty(128, D, dtype=dtype)
     compiled_module().masking_masked_sum(
-        *(code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
+        *(dtype_code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
         *(B, L, num_keep, D, partial.data_ptr(), total.data_ptr(), threads()),
     )
     return total

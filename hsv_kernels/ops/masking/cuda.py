@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code
 from hsv_kernels.ops.cuda_utils import stream_of
 from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
+from hsv_kernels.ops.tensors import dtype_code
 
 
 def random_masking(
@@ -65,8 +65,8 @@ def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     B, L, D = grad.shape
     partial = grad.new_empty(B, D, dtype=torch.float32)
     compiled_module().cuda_masking_masked_sum(
-        *(*stream_of(grad), code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
-        *(B, L, num_keep, D, partial.data_ptr()),
+        *(*stream_of(grad), dtype_code(grad), grad.data_ptr(), grad.stride()),
+        *(ids_restore.data_ptr(), *ids_restore.stride(), B, L, num_keep, D, partial.data_ptr()),
     )
     return partial.sum(0)
 

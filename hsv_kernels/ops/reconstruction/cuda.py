@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code
 from hsv_kernels.ops.cuda_utils import stream_of
 from hsv_kernels.ops.patches import patch_strides
+from hsv_kernels.ops.tensors import dtype_code
 
 __all__ = ["backward", "forward"]
 
@@ -47,10 +47,10 @@ def _readable(images: Tensor, pred: Tensor) -> Tensor:
 def _problem(pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int) -> Any:
     return compiled_module().CudaReconstructionProblem(
         pred=pred.data_ptr(),
-        pred_dtype=code(pred),
+        pred_dtype=dtype_code(pred),
         pred_strides=pred.stride(),
         images=images.data_ptr(),
-        images_dtype=code(images),
+        images_dtype=dtype_code(images),
         strides=patch_strides(images, p, q),
         shape=(p, q, images.shape[1]),
         mask=mask.data_ptr(),
