@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 
-__all__ = ["Backend", "BackendError", "backends", "use_backend"]
+__all__ = ["Backend", "BackendError", "Report", "backends", "use_backend"]
 
 Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 

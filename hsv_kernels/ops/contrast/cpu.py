@@ -21,6 +21,14 @@ from hsv_kernels.ops.contrast.rectangle import Form, logsumexp_backward
 from hsv_kernels.ops.cpu_utils import threads
 from hsv_kernels.ops.tensors import computed_type, dtype_code
 
+__all__ = [
+    "kept_values",
+    "nt_xent_backward",
+    "nt_xent_forward",
+    "square_logsumexp_backward",
+    "square_logsumexp_forward",
+]
+
 _STRIP = 32  # csrc/cpu/contrast.h, kStrip
 _SHIFTS = {None: 0, True: 1, False: 2}  # csrc/cpu/contrast.h, enum Shift
 

@@ -15,6 +15,8 @@ from hsv_kernels.ops.contrast.rectangle import Form, Saved
 from hsv_kernels.ops.cpu_utils import threads
 from hsv_kernels.ops.tensors import dtype_code
 
+__all__ = ["key_gradient", "logsumexp_forward"]
+
 Address = tuple[int, int, int]
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["Form", "KeyGradient", "Saved", "check_columns", "logsumexp_backward"]
+
 #: (g, h, q, k, scale, form, saved, besides) → the gradient of k [m, D] plus `besides`, of the dtype of k.
 KeyGradient = Callable[..., Tensor]
 

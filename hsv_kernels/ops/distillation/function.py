@@ -90,8 +90,8 @@ def distillation_loss_op(
     """Losses [N], the mean of the teacher's logits [K] and, for backward, sums [2, S, N] and [2, T, N].
 
     Scales are 1 / temperature. `pairs` alternates teachers and students; `wanted` says which of `student` get a
-    gradient. Sums are, of each row of scaled logits x, a number m near the greatest and Σ exp(x − m); a backend may
-    keep m unscaled.
+    gradient. Sums are, of each row of logits x, of teachers less the centre, a number m near the greatest and
+    Σ exp((x − m) · scale); the reference keeps m scaled.
     """
     return kernels_of("distillation", backend).forward(
         Problem(student, teacher, centre, student_scale, teacher_scale, pairs)

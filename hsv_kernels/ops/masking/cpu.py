@@ -8,6 +8,17 @@ from hsv_kernels.ops.cpu_utils import threads
 from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
 from hsv_kernels.ops.tensors import computed_type, dtype_code
 
+__all__ = [
+    "gather_patches",
+    "gather_tokens",
+    "masked_sum",
+    "random_masking",
+    "restore_tokens",
+    "scatter_patches",
+    "scatter_tokens",
+    "visible_tokens",
+]
+
 WORD64 = 2**64 - 1
 
 

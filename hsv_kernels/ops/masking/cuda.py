@@ -8,6 +8,17 @@ from hsv_kernels.ops.cuda_utils import stream_of
 from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
 from hsv_kernels.ops.tensors import dtype_code
 
+__all__ = [
+    "gather_patches",
+    "gather_tokens",
+    "masked_sum",
+    "random_masking",
+    "restore_tokens",
+    "scatter_patches",
+    "scatter_tokens",
+    "visible_tokens",
+]
+
 
 def random_masking(
     seed: Tensor, offset: Tensor, batch: int, num_patches: int, num_keep: int, first_index: int

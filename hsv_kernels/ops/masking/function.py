@@ -15,6 +15,8 @@ from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.operators import differentiable, direct
 from hsv_kernels.ops.tensors import computed_type
 
+__all__ = ["gather_patches", "gather_tokens", "random_masking", "restore_tokens"]
+
 Gradients = tuple[Tensor | None, ...]
 
 
