@@ -32,11 +32,11 @@ class Probe:
             return {}
         if self.copies:
             to, source = (array.data_ptr() for array in self.arrays)
-            return {"copy": module.limit_copy(to, source, COPIED_BYTES, COPY_SECONDS, THREADS)}
+            return {"copy": module.limits_copy(to, source, COPIED_BYTES, COPY_SECONDS, THREADS)}
         return {
-            "fma": module.limit_fma(ARITHMETIC_SECONDS, THREADS),
-            "dot": module.limit_dot_bf16(ARITHMETIC_SECONDS, THREADS),
-            "exponentials": module.limit_exponentials(ARITHMETIC_SECONDS / 4, THREADS),
+            "fma": module.limits_fma(ARITHMETIC_SECONDS, THREADS),
+            "dot": module.limits_dot_bf16(ARITHMETIC_SECONDS, THREADS),
+            "exponentials": module.limits_exponentials(ARITHMETIC_SECONDS / 4, THREADS),
         }
 
 

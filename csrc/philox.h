@@ -3,11 +3,7 @@
 
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define HSV_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HSV_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace hsv {
 

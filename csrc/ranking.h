@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "philox.h"
+#include "host_device.h"
 
 namespace hsv {
 

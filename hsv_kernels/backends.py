@@ -1,6 +1,7 @@
 """Which backend serves a call: what is there, what was chosen and, for what is absent, why."""
 
 import functools
+import importlib
 import importlib.util
 import os
 import warnings
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 
-__all__ = ["Backend", "BackendError", "backends", "use_backend"]
+__all__ = ["Backend", "BackendError", "Report", "backends", "use_backend"]
 
 Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 
@@ -52,6 +53,13 @@ def compiled_module() -> ModuleType | str:
     except RuntimeError as error:
         return str(error)
     return _C
+
+
+@functools.cache
+def kernels_of(operation: str, backend: str, form: str = "") -> ModuleType:
+    """The module in hsv_kernels.ops that serves `operation` on `backend`, or one of the forms that it has there."""
+    name = f"{backend}_{form}" if form else {"triton": "triton_kernels"}.get(backend, backend)
+    return importlib.import_module(f"hsv_kernels.ops.{operation}.{name}")
 
 
 @functools.cache

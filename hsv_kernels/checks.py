@@ -8,6 +8,20 @@ from torch import Tensor
 
 from hsv_kernels.ops.tensors import computed_type
 
+__all__ = [
+    "FLOATS",
+    "REDUCTIONS",
+    "check_choice",
+    "check_dot_dtype",
+    "check_floating",
+    "check_integer",
+    "check_rows",
+    "check_same",
+    "check_scalar",
+    "check_shape",
+    "patch_grid",
+]
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -325,7 +325,7 @@ def test_the_limits_are_those_of_the_work(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_both_ways_of_the_gradient_are_timed_and_the_choice_comes_back() -> None:
-    matmul = pytest.importorskip("hsv_kernels.ops.contrast.triton_matmul")
+    matmul = pytest.importorskip("hsv_kernels.ops.contrast.triton_square_matmul")
     seen, usual = {}, matmul.LARGEST_TILED_DIM
     found = cases.crossing_case(512, 64)
     for name, provider in found.providers.items():

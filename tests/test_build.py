@@ -108,14 +108,14 @@ def test_compiled_sources_know_no_torch() -> None:
 def test_cuda_launches_without_a_driver_fail_cleanly() -> None:
     module, patches, ids, three = compiled_module(), (0,) * 7, (0, 1, 1, 1, 1), (1, 1, 1)
     problem = module.CudaReconstructionProblem(
-        **{"pred": 0, "pred_type": 0, "pred_strides": three, "images": 0, "images_type": 0, "strides": patches},
+        **{"pred": 0, "pred_dtype": 0, "pred_strides": three, "images": 0, "images_dtype": 0, "strides": patches},
         **{"shape": three, "mask": 0, "B": 1, "L": 1},
     )
     calls = {
-        "cuda_random_masking": (0, 0, 0, 1, 1, 1, 0, 0, 0),
-        "cuda_gather": (4, 0, patches, 0, *ids, 1, three, 0),
-        "cuda_scatter": (4, 0, three, *ids, 1, three, 0, patches),
-        "cuda_sum_masked": (0, 0, three, *ids, 1, 1, 0),
+        "cuda_masking_random_masking": (0, 0, 0, 1, 1, 1, 0, 0, 0),
+        "cuda_masking_gather": (4, 0, patches, 0, *ids, 1, three, 0),
+        "cuda_masking_scatter": (4, 0, three, *ids, 1, three, 0, patches),
+        "cuda_masking_masked_sum": (0, 0, three, *ids, 1, 1, 0),
         "cuda_reconstruction_forward": (problem, True, 0, 0, 0),
         "cuda_reconstruction_backward": (problem, 0, 0, 0, 0),
     }

@@ -92,13 +92,13 @@ def nt_xent_case(products: str, dim: int, m: int) -> Case:
 @contextmanager
 def tiles_up_to(dim: int) -> Iterator[None]:
     """The gradient by tiles for rows of at most `dim` values, by the vendor's matrix product for wider ones."""
-    from hsv_kernels.ops.contrast import triton_matmul
+    from hsv_kernels.ops.contrast import triton_square_matmul
 
-    before, triton_matmul.LARGEST_TILED_DIM = triton_matmul.LARGEST_TILED_DIM, dim
+    before, triton_square_matmul.LARGEST_TILED_DIM = triton_square_matmul.LARGEST_TILED_DIM, dim
     try:
         yield
     finally:
-        triton_matmul.LARGEST_TILED_DIM = before
+        triton_square_matmul.LARGEST_TILED_DIM = before
 
 
 def crossing_case(dim: int, m: int) -> Case:

@@ -102,12 +102,12 @@ void backward_typed(const CosineProblem& c, const void* grads, const void* losse
 }
 
 void forward(const CosineProblem& c, void* losses, void* inv_norm) {
-  with_type(c.type, [&](auto element) { forward_typed<decltype(element)>(c, losses, inv_norm); });
+  with_type(c.dtype, [&](auto element) { forward_typed<decltype(element)>(c, losses, inv_norm); });
 }
 
 void backward(const CosineProblem& c, const void* grad, const void* losses, const void* inv_norm, void* p_grad,
               void* z_grad) {
-  with_type(c.type,
+  with_type(c.dtype,
             [&](auto element) { backward_typed<decltype(element)>(c, grad, losses, inv_norm, p_grad, z_grad); });
 }
 

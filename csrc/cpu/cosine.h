@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "cpu/elements.h"
+
 namespace hsv {
 
 // Rows [rows, dim] whose values have stride 1.
@@ -12,7 +14,7 @@ struct CosineRows {
 };
 
 struct CosineProblem {
-  int type;  // DType of p, z and their gradients; values per row are double for float64 rows and float for every other
+  DType dtype;  // of p, z and their gradients; values per row are double for kFloat64 and float for every other
   int64_t rows, dim;
   CosineRows p, z;
   double eps;

@@ -9,13 +9,13 @@ namespace hsv::HSV_ISA {
 DistillationKernels distillation_kernels() {
   return {
       [](const DistillationProblem& p, void* losses, void* mean, const DistillationSums& sums) {
-        with_type(p.student.type, [&](auto e) { distillation::forward<decltype(e)>(p, losses, mean, sums); });
+        with_type(p.student.dtype, [&](auto e) { distillation::forward<decltype(e)>(p, losses, mean, sums); });
       },
       [](const DistillationProblem& p, const void* weights, const DistillationSums& sums, void* const* gradients) {
-        with_type(p.student.type, [&](auto e) { distillation::backward<decltype(e)>(p, weights, sums, gradients); });
+        with_type(p.student.dtype, [&](auto e) { distillation::backward<decltype(e)>(p, weights, sums, gradients); });
       },
       [](const LogitViews& teacher, double scale, const void* logsums, void* out, int threads) {
-        with_type(teacher.type,
+        with_type(teacher.dtype,
                   [&](auto e) { distillation::column_logsums<decltype(e)>(teacher, scale, logsums, out, threads); });
       },
   };

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "cpu/elements.h"
+
 namespace hsv {
 
 // Logits [N, K] of one view, classes with stride 1.
@@ -13,7 +15,7 @@ struct LogitView {
 
 // Views of one shape and type. `centre`, sums, losses, weights and means are double if the logits are, else float.
 struct LogitViews {
-  int type;  // DType
+  DType dtype;
   int64_t rows, classes;
   const LogitView* view;
   int64_t count;

@@ -90,10 +90,10 @@ struct ComputedType<double> {
 template <class E>
 using Computed = typename ComputedType<E>::type;
 
-// f(E{}) with the type of elements that `code` (a DType) names.
+// f(E{}) with the type of elements of `dtype`.
 template <class F>
-void with_type(int code, const F& f) {
-  switch (static_cast<DType>(code)) {
+void with_type(DType dtype, const F& f) {
+  switch (dtype) {
     case DType::kFloat32:
       return f(float{});
     case DType::kFloat64:

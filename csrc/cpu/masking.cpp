@@ -135,8 +135,8 @@ void zero_patch(T* out, const Patches& to, const PatchShape& shape) {
 }
 
 template <class T>
-bool place_rows(const T* source, Patches from, const T* fill, Ids ids, int64_t B, int64_t N, int64_t count,
-                int64_t limit, PatchShape shape, T* out, Patches to, int threads) {
+bool gather_rows(const T* source, Patches from, const T* fill, Ids ids, int64_t B, int64_t N, int64_t count,
+                 int64_t limit, PatchShape shape, T* out, Patches to, int threads) {
   const Patches packed = {0, 1, 0, 0, shape.width * shape.channels, shape.channels, 1};
   const int64_t bytes = B * N * shape.height * shape.width * shape.channels * static_cast<int64_t>(sizeof(T));
   prefer_huge_pages(out, bytes);
@@ -162,12 +162,12 @@ bool place_rows(const T* source, Patches from, const T* fill, Ids ids, int64_t B
 }
 
 // Elements are moved and never computed with, so integers of their size stand for every type.
-bool place(int element_size, const void* source, Patches from, const void* fill, Ids ids, int64_t B, int64_t N,
-           int64_t count, int64_t limit, PatchShape shape, void* out, Patches to, int threads) {
+bool gather(int element_size, const void* source, Patches from, const void* fill, Ids ids, int64_t B, int64_t N,
+            int64_t count, int64_t limit, PatchShape shape, void* out, Patches to, int threads) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    return place_rows(static_cast<const T*>(source), from, static_cast<const T*>(fill), ids, B, N, count, limit, shape,
-                      static_cast<T*>(out), to, threads);
+    return gather_rows(static_cast<const T*>(source), from, static_cast<const T*>(fill), ids, B, N, count, limit, shape,
+                       static_cast<T*>(out), to, threads);
   };
   if (element_size == 2) return run(uint16_t{});
   return element_size == 4 ? run(uint32_t{}) : run(uint64_t{});
@@ -212,8 +212,8 @@ void sum_rows(const T* grad, int64_t batch, int64_t row, int64_t column, Ids ids
     for (int64_t d = 0; d < D; d++) sum[d] += partial[2 * g * D + d];
 }
 
-void sum_masked(int dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B, int64_t L,
-                int64_t K, int64_t D, void* partial, void* sum, int threads) {
+void masked_sum(DType dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B,
+                int64_t L, int64_t K, int64_t D, void* partial, void* sum, int threads) {
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
     using S = Computed<T>;
@@ -225,7 +225,7 @@ void sum_masked(int dtype, const void* grad, int64_t batch, int64_t row, int64_t
 }  // namespace
 
 MaskingKernels masking_kernels() {
-  return {random_masking, invert, place, sum_masked};
+  return {random_masking, invert, gather, masked_sum};
 }
 
 }  // namespace hsv::HSV_ISA

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "cpu/elements.h"
+
 namespace hsv {
 
 // Strides count elements.
@@ -35,13 +37,12 @@ struct MaskingKernels {
 
   // Row n of out[b] is row ids[b, n] of source[b] if that is below `count`, `fill` (zeros if null) if it is below
   // `limit`. Elements have 2, 4 or 8 bytes. False if an id lies outside [0, limit).
-  bool (*place)(int element_size, const void* source, Patches from, const void* fill, Ids ids, int64_t B, int64_t N,
-                int64_t count, int64_t limit, PatchShape shape, void* out, Patches to, int threads);
+  bool (*gather)(int element_size, const void* source, Patches from, const void* fill, Ids ids, int64_t B, int64_t N,
+                 int64_t count, int64_t limit, PatchShape shape, void* out, Patches to, int threads);
 
-  // sum [D] = Σ grad[b, l] over the rows with ids[b, l] >= K, added in an order that B alone decides.
-  // dtype is a DType; sum and partial [128, D] are float32, or float64
-  // for float64.
-  void (*sum_masked)(int dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B,
+  // sum [D] = Σ grad[b, l] over the rows with ids[b, l] >= K, added in an order that B alone decides. sum and partial
+  // [128, D] are double for kFloat64 and float for every other.
+  void (*masked_sum)(DType dtype, const void* grad, int64_t batch, int64_t row, int64_t column, Ids ids, int64_t B,
                      int64_t L, int64_t K, int64_t D, void* partial, void* sum, int threads);
 };
 

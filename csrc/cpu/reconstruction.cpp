@@ -253,19 +253,19 @@ void backward_typed(const PatchRows& rows, const void* images, const PatchGrid& 
   });
 }
 
-void forward(const PatchRows& rows, const void* images, int images_type, const PatchGrid& g, const void* mask,
+void forward(const PatchRows& rows, const void* images, DType images_dtype, const PatchGrid& g, const void* mask,
              bool norm_pix, void* losses, void* mean, void* rstd, int threads) {
-  with_type(rows.type, [&](auto p) {
-    with_type(images_type, [&](auto i) {
+  with_type(rows.dtype, [&](auto p) {
+    with_type(images_dtype, [&](auto i) {
       forward_typed<decltype(p), decltype(i)>(rows, images, g, mask, norm_pix, losses, mean, rstd, threads);
     });
   });
 }
 
-void backward(const PatchRows& rows, const void* images, int images_type, const PatchGrid& g, const void* mask,
+void backward(const PatchRows& rows, const void* images, DType images_dtype, const PatchGrid& g, const void* mask,
               const void* weights, const void* mean, const void* rstd, void* gradient, int threads) {
-  with_type(rows.type, [&](auto p) {
-    with_type(images_type, [&](auto i) {
+  with_type(rows.dtype, [&](auto p) {
+    with_type(images_dtype, [&](auto i) {
       backward_typed<decltype(p), decltype(i)>(rows, images, g, mask, weights, mean, rstd, gradient, threads);
     });
   });

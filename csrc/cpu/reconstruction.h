@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "cpu/elements.h"
+
 namespace hsv {
 
 // Where the patches of an image batch [B, C, H, W] lie; strides count elements.
@@ -15,7 +17,7 @@ struct PatchGrid {
 // Predictions [B, rows · columns, p·q·C], pixels with stride 1.
 struct PatchRows {
   const void* data;
-  int type;  // DType
+  DType dtype;
   int64_t stride_b, stride_l;
 };
 
@@ -23,12 +25,13 @@ struct PatchRows {
 struct ReconstructionKernels {
   // losses = mask · mean_pixels (pred − (x − mean) · rstd)²; mean and rstd are the patch's own, or 0 and 1 without
   // norm_pix. All three are 0 where mask is 0, and nothing of that patch is read.
-  void (*forward)(const PatchRows& pred, const void* images, int images_type, const PatchGrid& grid, const void* mask,
-                  bool norm_pix, void* losses, void* mean, void* rstd, int threads);
+  void (*forward)(const PatchRows& pred, const void* images, DType images_dtype, const PatchGrid& grid,
+                  const void* mask, bool norm_pix, void* losses, void* mean, void* rstd, int threads);
 
   // gradient [B, L, p·q·C] = weights · (pred − (x − mean) · rstd), in the type of `pred`; 0 where mask is 0.
-  void (*backward)(const PatchRows& pred, const void* images, int images_type, const PatchGrid& grid, const void* mask,
-                   const void* weights, const void* mean, const void* rstd, void* gradient, int threads);
+  void (*backward)(const PatchRows& pred, const void* images, DType images_dtype, const PatchGrid& grid,
+                   const void* mask, const void* weights, const void* mean, const void* rstd, void* gradient,
+                   int threads);
 };
 
 #ifdef HSV_ISA

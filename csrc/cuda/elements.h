@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/elements.h"
-#include "philox.h"
+#include "host_device.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>

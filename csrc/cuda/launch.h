@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/queue.h"
+#include "cuda/stream.h"
 
 namespace hsv::cuda {
 
@@ -38,9 +38,9 @@ inline int grid(int64_t items, int64_t each) {
 }
 
 template <class F>
-void launch(Queue queue, const char* what, const F& kernel) {
-  const OnDevice on(queue.device);
-  kernel(reinterpret_cast<cudaStream_t>(queue.stream));
+void launch(Stream on, const char* what, const F& kernel) {
+  const OnDevice device(on.device);
+  kernel(reinterpret_cast<cudaStream_t>(on.handle));
   check(cudaGetLastError(), what);
 }
 

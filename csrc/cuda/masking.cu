@@ -2,6 +2,7 @@
 #include "cuda/launch.h"
 #include "cuda/masking.h"
 #include "cuda/patches.h"
+#include "philox.h"
 #include "ranking.h"
 
 namespace hsv::cuda {
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sum_masked_kernel(Rows<const T> grad, Ids ids, int64_t B, int64_t L, int64_t K, int64_t D, float* partial) {
+    masked_sum_kernel(Rows<const T> grad, Ids ids, int64_t B, int64_t L, int64_t K, int64_t D, float* partial) {
   const int64_t parts = (D + kThreads - 1) / kThreads;
   for (int64_t i = blockIdx.x; i < B * parts; i += gridDim.x) {
     const int64_t b = i / parts, d = i % parts * kThreads + threadIdx.x;
@@ -209,9 +210,9 @@ void with_element(int element_size, const F& run) {
 
 }  // namespace
 
-void random_masking(Queue queue, const int64_t* seed, const int64_t* offset, uint32_t first_index, int64_t B, int64_t L,
+void random_masking(Stream on, const int64_t* seed, const int64_t* offset, uint32_t first_index, int64_t B, int64_t L,
                     int64_t K, int64_t* ids_keep, int64_t* ids_restore, float* mask) {
-  launch(queue, "random_masking", [&](cudaStream_t stream) {
+  launch(on, "random_masking", [&](cudaStream_t stream) {
     const auto run = [&](auto* kernel, int64_t blocks) {
       kernel<<<blocks, kThreads, 0, stream>>>(seed, offset, first_index, B, L, K, ids_keep, ids_restore, mask);
     };
@@ -222,7 +223,7 @@ void random_masking(Queue queue, const int64_t* seed, const int64_t* offset, uin
   });
 }
 
-void gather(Queue queue, int element_size, const void* source, Patches from, const void* fill, Ids ids, int64_t B,
+void gather(Stream on, int element_size, const void* source, Patches from, const void* fill, Ids ids, int64_t B,
             int64_t N, int64_t count, PatchShape shape, void* out) {
   with_element(element_size, [&](auto zero) {
     using T = decltype(zero);
@@ -230,7 +231,7 @@ void gather(Queue queue, int element_size, const void* source, Patches from, con
     layout.wide &= reinterpret_cast<uintptr_t>(fill) % kWidest == 0;
     with_groups<T>(layout, [&](auto I, auto V) {
       const int64_t groups = B * N * (layout.values / (I * V));
-      launch(queue, "gather", [&](cudaStream_t stream) {
+      launch(on, "gather", [&](cudaStream_t stream) {
         gather_kernel<T, I, V><<<grid(groups, kThreads * kInFlight<I>), kThreads, 0, stream>>>(
             static_cast<const T*>(source), layout, ids, B, static_cast<uint32_t>(N), count, static_cast<const T*>(fill),
             static_cast<T*>(out));
@@ -239,7 +240,7 @@ void gather(Queue queue, int element_size, const void* source, Patches from, con
   });
 }
 
-void scatter(Queue queue, int element_size, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids,
+void scatter(Stream on, int element_size, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids,
              int64_t B, int64_t N, int64_t L, PatchShape shape, void* out, Patches to) {
   with_element(element_size, [&](auto zero) {
     using T = decltype(zero);
@@ -247,7 +248,7 @@ void scatter(Queue queue, int element_size, const void* grad, int64_t batch, int
     Layout layout = layout_of(to, shape, sizeof(T), reinterpret_cast<uintptr_t>(out), kWidest / sizeof(T));
     layout.wide &= is_wide(rows, kWidest / sizeof(T));
     with_groups<T>(layout, [&](auto I, auto V) {
-      launch(queue, "scatter", [&](cudaStream_t stream) {
+      launch(on, "scatter", [&](cudaStream_t stream) {
         scatter_kernel<T, I, V><<<grid(B * ((L + kRows - 1) / kRows), 1), kThreads, 0, stream>>>(
             rows, ids, B, N, L, static_cast<T*>(out), layout);
       });
@@ -255,16 +256,16 @@ void scatter(Queue queue, int element_size, const void* grad, int64_t batch, int
   });
 }
 
-void sum_masked(Queue queue, int dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
+void masked_sum(Stream on, DType dtype, const void* grad, int64_t batch, int64_t row, int64_t value, Ids ids, int64_t B,
                 int64_t L, int64_t K, int64_t D, float* partial) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    launch(queue, "sum_masked", [&](cudaStream_t stream) {
-      sum_masked_kernel<T><<<grid(B * ((D + kThreads - 1) / kThreads), 1), kThreads, 0, stream>>>(
+    launch(on, "masked_sum", [&](cudaStream_t stream) {
+      masked_sum_kernel<T><<<grid(B * ((D + kThreads - 1) / kThreads), 1), kThreads, 0, stream>>>(
           {static_cast<const T*>(grad), batch, row, value}, ids, B, L, K, D, partial);
     });
   };
-  switch (static_cast<DType>(dtype)) {
+  switch (dtype) {
     case DType::kBFloat16:
       return run(BFloat16{});
     case DType::kFloat16:

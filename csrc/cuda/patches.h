@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "cpu/masking.h"
-#include "philox.h"
+#include "host_device.h"
 
 namespace hsv::cuda {
 

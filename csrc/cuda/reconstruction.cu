@@ -92,8 +92,8 @@ void with_types(const ReconstructionProblem& p, const F& run) {
     };
     layout.wide ? planes(std::integral_constant<int, kWide>{}) : planes(std::integral_constant<int, 1>{});
   };
-  const bool single = static_cast<DType>(p.images_type) == DType::kFloat32;
-  switch (static_cast<DType>(p.pred_type)) {
+  const bool single = p.images_dtype == DType::kFloat32;
+  switch (p.pred_dtype) {
     case DType::kBFloat16:
       return single ? with_layout(BFloat16{}, 0.0f) : with_layout(BFloat16{}, BFloat16{});
     case DType::kFloat16:
@@ -105,24 +105,24 @@ void with_types(const ReconstructionProblem& p, const F& run) {
 
 }  // namespace
 
-void reconstruction_forward(Queue queue, const ReconstructionProblem& problem, bool norm_pix, float* losses,
-                            float* mean, float* rstd) {
+void reconstruction_forward(Stream on, const ReconstructionProblem& problem, bool norm_pix, float* losses, float* mean,
+                            float* rstd) {
   with_types(problem, [&](auto pred, auto* images, const Layout& layout, auto I, auto V) {
     using P = std::remove_const_t<std::remove_pointer_t<decltype(pred.data)>>;
     using X = std::remove_const_t<std::remove_pointer_t<decltype(images)>>;
-    launch(queue, "masked_mse", [&](cudaStream_t stream) {
+    launch(on, "masked_mse", [&](cudaStream_t stream) {
       forward_kernel<P, X, I, V><<<grid(problem.B * problem.L, kWarps), kThreads, 0, stream>>>(
           pred, images, layout, problem.mask, problem.B, problem.L, norm_pix, losses, mean, rstd);
     });
   });
 }
 
-void reconstruction_backward(Queue queue, const ReconstructionProblem& problem, const float* weights, const float* mean,
+void reconstruction_backward(Stream on, const ReconstructionProblem& problem, const float* weights, const float* mean,
                              const float* rstd, void* gradient) {
   with_types(problem, [&](auto pred, auto* images, const Layout& layout, auto I, auto V) {
     using P = std::remove_const_t<std::remove_pointer_t<decltype(pred.data)>>;
     using X = std::remove_const_t<std::remove_pointer_t<decltype(images)>>;
-    launch(queue, "masked_mse backward", [&](cudaStream_t stream) {
+    launch(on, "masked_mse backward", [&](cudaStream_t stream) {
       backward_kernel<P, X, I, V><<<grid(problem.B * problem.L, kWarps), kThreads, 0, stream>>>(
           pred, images, layout, problem.mask, problem.B, problem.L, weights, mean, rstd, static_cast<P*>(gradient));
     });

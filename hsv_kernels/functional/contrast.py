@@ -17,6 +17,7 @@ from hsv_kernels.checks import (
     check_shape,
 )
 from hsv_kernels.ops.contrast import function as contrast
+from hsv_kernels.ops.tensors import reduce_losses
 from hsv_kernels.rows import unit_rows
 
 __all__ = ["info_nce", "nt_xent", "similarity_logsumexp"]
@@ -214,4 +215,4 @@ def info_nce(
         backend=backend,
     )
     losses = F.softplus(d, threshold=40)  # log(1 + exp d); beyond, the difference from d is below double precision
-    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+    return reduce_losses(losses, reduction)

@@ -1,17 +1,8 @@
-"""What the calls into hsv_kernels._C share: pointers and type codes of tensors, the number of threads."""
+"""What the calls into csrc/cpu share."""
 
 import torch
-from torch import Tensor
 
-__all__ = ["code", "threads"]
-
-#: csrc/cpu/elements.h, enum DType.
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
-
-def code(tensor: Tensor) -> int:
-    """Number of the tensor's dtype in csrc/cpu/elements.h."""
-    return DTYPE_CODES[tensor.dtype]
+__all__ = ["threads"]
 
 
 def threads() -> int:

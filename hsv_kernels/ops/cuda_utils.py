@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-__all__ = ["queue"]
+__all__ = ["stream_of"]
 
 
-def queue(tensor: Tensor) -> tuple[int, int]:
-    """The tensor's device and the stream that is current there: csrc/cuda/queue.h."""
+def stream_of(tensor: Tensor) -> tuple[int, int]:
+    """The tensor's device and the stream that is current there: csrc/cuda/stream.h."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+__all__ = ["backward_operator", "differentiable", "direct", "reference_operator"]
+
 Outputs = Tensor | tuple[Tensor, ...] | list[Tensor]
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)

@@ -12,7 +12,7 @@ if triton_problem() or interpreting():
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from hsv_kernels.ops.contrast.triton_gradient import SPLIT_BLOCK
+from hsv_kernels.ops.contrast.triton_square_gradient import SPLIT_BLOCK
 from tests.aot.shipped import shipped
 
 

@@ -157,9 +157,9 @@ def test_vanishing_gradient_in_half(backend: str, size: float) -> None:
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
 def test_one_chunk_of_similarities_at_a_time(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrix products of wide rows: what one chunk of rows took is free before the next begins."""
-    triton_matmul = importlib.import_module("hsv_kernels.ops.contrast.triton_matmul")
-    monkeypatch.setattr(triton_matmul, "LARGEST_TILED_DIM", 0)
-    product, seen = triton_matmul.product, []
+    triton_square_matmul = importlib.import_module("hsv_kernels.ops.contrast.triton_square_matmul")
+    monkeypatch.setattr(triton_square_matmul, "LARGEST_TILED_DIM", 0)
+    product, seen = triton_square_matmul.product, []
 
     def watched(a: Tensor, b: Tensor) -> Tensor:
         if b.shape[1] == 20:
@@ -168,7 +168,7 @@ def test_one_chunk_of_similarities_at_a_time(backend: str, monkeypatch: pytest.M
         seen.extend(weakref.ref(x) for x in (a, found) if x.shape[1] == 20)
         return found
 
-    monkeypatch.setattr(triton_matmul, "product", watched)
+    monkeypatch.setattr(triton_square_matmul, "product", watched)
     z0, z1 = two_views("random", 10, 8, torch.float32)
     run_nt_xent(z0, z1, 0.2, incoming(20), backend, torch.float32)
     assert len(seen) == 6  # similarities and weights of three chunks

@@ -53,9 +53,10 @@ def by_kernel(
     bfloat16: bool = False,
     keep: bool = False,
 ) -> tuple[Tensor, ...]:
+    torch.set_num_threads(threads)  # here, because each thread of Python has a number of its own
     tau = scalar(temperature, z0)
-    losses, *saved = cpu.nt_xent_forward(z0, z1, tau, fixed_shift, bfloat16, keep, threads)
-    return losses, *cpu.nt_xent_backward(grad, z0, z1, tau, *saved, True, True, fixed_shift, bfloat16, threads)
+    losses, *saved = cpu.nt_xent_forward(z0, z1, tau, fixed_shift, bfloat16, keep)
+    return losses, *cpu.nt_xent_backward(grad, z0, z1, tau, *saved, True, True, fixed_shift, bfloat16)
 
 
 def check(
@@ -150,6 +151,7 @@ def test_small_losses_keep_their_digits(fixed_shift: bool) -> None:
 @pytest.mark.parametrize("exclude_self", [True, False])
 @pytest.mark.parametrize(("n", "dim"), [(1, 3), (2, 1), (45, 7), (401, 65)])
 def test_square_logsumexp(n: int, dim: int, exclude_self: bool, scale: float) -> None:
+    torch.set_num_threads(2)
     grad = torch.rand(n, generator=torch.Generator().manual_seed(1))
     for dtype in DTYPES:
         q, plain, truth = views(n, dim, dtype)[0], [], []
@@ -158,11 +160,8 @@ def test_square_logsumexp(n: int, dim: int, exclude_self: bool, scale: float) ->
             lse = reference.similarity_logsumexp(inputs[0], None, inputs[1], exclude_self, 0, None, None, None)
             results += [lse.detach(), *torch.autograd.grad(lse, inputs, grad.to(wide))]
         with poisoned_allocations():
-            lse, sums = cpu.square_logsumexp_forward(q, scalar(scale, q), exclude_self, threads=2)
-            found = [
-                lse,
-                *cpu.square_logsumexp_backward(grad, q, scalar(scale, q), sums, exclude_self, True, True, threads=2),
-            ]
+            lse, sums = cpu.square_logsumexp_forward(q, scalar(scale, q), exclude_self)
+            found = [lse, *cpu.square_logsumexp_backward(grad, q, scalar(scale, q), sums, exclude_self, True, True)]
         for x, p, t in zip(found, plain, truth, strict=True):
             assert_accurate(x, p, t, dtype if dtype == torch.bfloat16 else x.dtype, max(dim, 4))
 
@@ -323,8 +322,9 @@ def test_workspace_is_bounded() -> None:
     """Gradients and workspace together: at most 4·M·D·4 bytes, some values per row and a tile per thread."""
     n, dim, threads = 4096, 128, 2
     z = torch.empty(n, dim)
+    torch.set_num_threads(threads)
     for fixed_shift in (True, False):
-        problem = cpu._problem((z, z), 10.0, True, fixed_shift, False, threads)
+        problem = cpu._problem((z, z), 10.0, True, fixed_shift, False)
         rows, tiles = 2 * n * dim * 4, threads * 160 * 1024
         assert compiled_module().contrast_workspace(problem, False) <= rows + 2 * n * 20 + tiles
         gradients = 2 * n * dim * 4

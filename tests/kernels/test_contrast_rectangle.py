@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hsv_kernels import similarity_logsumexp
-from hsv_kernels.backends import compiled_module
+from hsv_kernels.backends import compiled_module, kernels_of
 from hsv_kernels.ops.tensors import computed_type
 from tests.kernels.cases import (
     LAYOUTS,
@@ -29,7 +29,6 @@ if isinstance(compiled_module(), str):
     pytest.skip(compiled_module(), allow_module_level=True)
 
 from hsv_kernels.ops.contrast import cpu_rectangle
-from hsv_kernels.ops.contrast import similarity_logsumexp as similarity
 from hsv_kernels.ops.contrast.rectangle import Form
 
 pytestmark = pytest.mark.compiled
@@ -331,7 +330,7 @@ def test_forward_keeps_what_the_wanted_gradients_need(
 ) -> None:
     """Gradients of q, k, the scale and the positives; nothing is kept for those that are not wanted."""
     kept: list[tuple[Tensor | None, ...]] = []
-    kernels = similarity._kernels(backend)
+    kernels = kernels_of("contrast", backend, "rectangle")
     original = kernels.logsumexp_forward
     monkeypatch.setattr(kernels, "logsumexp_forward", lambda *a: kept.append((r := original(*a))[2]) or r)
     q, k, options = case("rows", 20, 60, 12, torch.float32)

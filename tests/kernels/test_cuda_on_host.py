@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hsv_kernels.ops.cpu_utils import code
 from hsv_kernels.ops.masking import reference
 from hsv_kernels.ops.patches import packed_strides, patch_strides
 from hsv_kernels.ops.reconstruction import reference as reconstruction
+from hsv_kernels.ops.tensors import dtype_code
 from tests.kernels.cases import assert_accurate, poisoned_allocations
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +157,7 @@ def test_masked_mse(library, C, H, W, p, q, layout, width, types) -> None:
         gradient = torch.empty_like(pred)
     values = call(
         library.masked_mse,
-        *(code(pred), pred, pred.stride(), code(images), images, patch_strides(images, p, q), (p, q, C)),
+        *(dtype_code(pred), pred, pred.stride(), dtype_code(images), images, patch_strides(images, p, q), (p, q, C)),
         *(mask, weights, B, L, losses, mean, rstd, gradient),
     )
     assert values in (1, 8) and (width > 0 or values == 8)

@@ -361,9 +361,9 @@ def test_saved_sums_of_another_layout(backend: str) -> None:
     scales = torch.tensor([10.0, 25.0], device=given.student.device).unbind()
     pairs = [i for pair in DINO.all_pairs for i in pair]
     args = [given.student], [given.teacher], given.centre, *scales, pairs
-    losses, _, *sums = function.distillation_op(*args, [True], backend)
+    losses, _, *sums = function.distillation_loss_op(*args, [True], backend)
     expected, found = (
-        function.distillation_backward_op(torch.ones_like(losses), *args, *map(layout, sums), [True], backend)[0]
+        function.distillation_loss_backward_op(torch.ones_like(losses), *args, *map(layout, sums), [True], backend)[0]
         for layout in (Tensor.clone, LAYOUTS["transposed"])
     )
     assert torch.equal(found, expected)
@@ -399,10 +399,10 @@ def test_opcheck(backend: str) -> None:
     student = [x.clone().requires_grad_() for x in given.student]
     pairs = [0, 1, 1, 0, 1, 2]
     args = student, [given.teacher], given.centre, *scales, pairs, [True, False, True], backend
-    torch.library.opcheck(function.distillation_op, args)
-    _, _, *sums = function.distillation_op(*args)
+    torch.library.opcheck(function.distillation_loss_op, args)
+    _, _, *sums = function.distillation_loss_op(*args)
     given_back = torch.ones(2), [x.detach() for x in student], [given.teacher], None, *scales, pairs, *sums
-    torch.library.opcheck(function.distillation_backward_op, (*given_back, [True, False, True], backend))
+    torch.library.opcheck(function.distillation_loss_backward_op, (*given_back, [True, False, True], backend))
     torch.library.opcheck(function.column_logsums_op, ([given.teacher], scales[0], given.centre, backend))
 
 

@@ -376,8 +376,8 @@ def test_only_wanted_gradients_are_computed(name: str, backend: str, monkeypatch
     assert not OPERATIONS[name](x.detach(), token.detach(), keep, restore, backend=backend).requires_grad
     if name == "restore_tokens":
         for unwanted, inputs in (
-            ("_apply_masked_sum", (x, token.detach())),
-            ("_apply_visible_tokens", (x.detach(), token)),
+            ("_masked_sum", (x, token.detach())),
+            ("_visible_tokens", (x.detach(), token)),
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(function, unwanted, lambda *_: pytest.fail("computed for nobody"))

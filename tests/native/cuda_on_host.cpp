@@ -5,6 +5,7 @@
 
 #include "cuda/patch_lane.h"
 #include "cuda/patches.h"
+#include "philox.h"
 #include "ranking.h"
 
 using namespace hsv;
@@ -171,7 +172,7 @@ int scatter(int size, const void* grad, const int64_t* strides, const int64_t* i
 }
 
 // Forward and backward of one loss; the types are codes of DType.
-int masked_mse(int pred_type, const void* predictions, const int64_t* s, int images_type, const void* images,
+int masked_mse(int pred_dtype, const void* predictions, const int64_t* s, int images_dtype, const void* images,
                const int64_t* at, const int64_t* shape, const float* mask, const float* weights, int64_t B, int64_t L,
                float* losses, float* mean, float* rstd, void* gradient) {
   const auto run = [&](auto prediction, auto pixel) {
@@ -187,8 +188,8 @@ int masked_mse(int pred_type, const void* predictions, const int64_t* s, int ima
       backward_patches<P, X, I, V>(pred, x, layout, mask, B, L, weights, mean, rstd, static_cast<P*>(gradient));
     });
   };
-  const bool single = static_cast<DType>(images_type) == DType::kFloat32;
-  switch (static_cast<DType>(pred_type)) {
+  const bool single = static_cast<DType>(images_dtype) == DType::kFloat32;
+  switch (static_cast<DType>(pred_dtype)) {
     case DType::kBFloat16:
       return single ? run(BFloat16{}, 0.0f) : run(BFloat16{}, BFloat16{});
     case DType::kFloat16:

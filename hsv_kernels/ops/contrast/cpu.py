@@ -18,8 +18,16 @@ from torch import Tensor
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.contrast import cpu_rectangle
 from hsv_kernels.ops.contrast.rectangle import Form, logsumexp_backward
-from hsv_kernels.ops.cpu_utils import code
-from hsv_kernels.ops.tensors import computed_type
+from hsv_kernels.ops.cpu_utils import threads
+from hsv_kernels.ops.tensors import computed_type, dtype_code
+
+__all__ = [
+    "kept_values",
+    "nt_xent_backward",
+    "nt_xent_forward",
+    "square_logsumexp_backward",
+    "square_logsumexp_forward",
+]
 
 _STRIP = 32  # csrc/cpu/contrast.h, kStrip
 _SHIFTS = {None: 0, True: 1, False: 2}  # csrc/cpu/contrast.h, enum Shift
@@ -32,7 +40,6 @@ def nt_xent_forward(
     fixed_shift: bool | None = None,
     bfloat16: bool = False,
     keep: bool = False,
-    threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The per-anchor losses of NT-Xent and what backward needs of them.
 
@@ -42,13 +49,12 @@ def nt_xent_forward(
         z0, z1: [N, D] of one dtype, not normalised.
         temperature: 0-dim; a value that is not positive and finite gives NaN.
         keep: return the exponentials for backward: 2 N² values; needs the fixed shift.
-        threads: at most so many; None is torch.get_num_threads().
 
     Returns:
         losses [2N]; sums [2, 2N], of which 2^sums[0] · sums[1] is Σ exp S_ij; d [2N]; an empty tensor, for norms are
         taken again; the exponentials, empty unless kept. A single pair has d = −inf and loss 0.
     """
-    problem = _problem((z0, z1), _inverse(temperature), True, fixed_shift, bfloat16, threads)
+    problem = _problem((z0, z1), _inverse(temperature), True, fixed_shift, bfloat16)
     rows = 2 * z0.shape[0]
     losses, sums, d = _row_values(z0, rows), _row_values(z0, 2, rows), _row_values(z0, rows)
     kept = _row_values(z0, kept_values(rows) if keep else 0)
@@ -74,14 +80,13 @@ def nt_xent_backward(
     need_temperature: bool,
     fixed_shift: bool | None = None,
     bfloat16: bool = False,
-    threads: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · loss_i: dz0 and dz1 (None unless need_z) and dtemperature (None unless need_temperature).
 
     Takes grad [2N] of any stride, the inputs of `nt_xent_forward` and what it returned.
     """
     scale = _inverse(temperature)
-    problem = _problem((z0, z1), scale, True, fixed_shift, bfloat16, threads)
+    problem = _problem((z0, z1), scale, True, fixed_shift, bfloat16)
     saved = [t.contiguous() for t in (grad.to(d.dtype), sums, d)]
     row_grads, dscale = _backward(problem, saved, (z0, z1), need_z, need_temperature, exponentials)
     dz0, dz1 = row_grads or (None, None)
@@ -100,7 +105,6 @@ def square_logsumexp_forward(
     exclude_self: bool,
     fixed_shift: bool | None = None,
     bfloat16: bool = False,
-    threads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """lse_i = log Σ_j exp(scale · q_i · q_j) [n] for q [n, D].
 
@@ -110,7 +114,7 @@ def square_logsumexp_forward(
     if not float(scale) > 0:  # the symmetric path shares √scale between both sides
         form = Form(exclude_self, 0, None, None, None, bfloat16)
         return cpu_rectangle.logsumexp_forward(q, None, scale, form, False, False)[0], _row_values(q, 2, len(q)).zero_()
-    problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
+    problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16)
     lse, sums = _row_values(q, len(q)), _row_values(q, 2, len(q))
     workspace = _workspace(problem, backward=False)
     _C().contrast_forward(problem, workspace.data_ptr(), lse.data_ptr(), 0, 0, sums.data_ptr(), 0)
@@ -127,7 +131,6 @@ def square_logsumexp_backward(
     need_scale: bool,
     fixed_shift: bool | None = None,
     bfloat16: bool = False,
-    threads: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of Σ grad_i · lse_i: dq, the sum of both roles of q (None unless need_q), and dscale likewise."""
     if not float(scale) > 0:
@@ -136,7 +139,7 @@ def square_logsumexp_backward(
         needs = need_q, False, need_scale, False, cpu_rectangle.key_gradient
         dq, _, dscale, _ = logsumexp_backward(grad, None, q, None, True, scale, form, saved, *needs)
         return dq, dscale
-    problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16, threads)
+    problem = _problem((q,), float(scale), exclude_self, fixed_shift, bfloat16)
     saved = [grad.to(sums.dtype).contiguous(), sums.contiguous(), None]
     row_grads, dscale = _backward(problem, saved, (q,), need_q, need_scale, None)
     return row_grads[0] if row_grads else None, None if dscale is None else dscale.to(scale.dtype)
@@ -157,11 +160,10 @@ def _problem(
     exclude_self: bool,
     fixed_shift: bool | None,
     bfloat16: bool,
-    threads: int | None,
 ) -> Any:
     rows, dim = views[0].shape
     return _C().ContrastProblem(
-        dtype=code(views[0]),
+        dtype=dtype_code(views[0]),
         views=[(view.data_ptr(), view.stride(0), view.stride(1)) for view in views],
         rows=rows,
         dim=dim,
@@ -169,7 +171,7 @@ def _problem(
         exclude_self=exclude_self,
         bfloat16=bfloat16 or views[0].dtype == torch.bfloat16,
         shift=_SHIFTS[fixed_shift],
-        threads=torch.get_num_threads() if threads is None else threads,
+        threads=threads(),
     )
 
 

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
 from hsv_kernels.ops.contrast.rectangle import Form, Saved
-from hsv_kernels.ops.cpu_utils import code, threads
+from hsv_kernels.ops.cpu_utils import threads
+from hsv_kernels.ops.tensors import dtype_code
+
+__all__ = ["key_gradient", "logsumexp_forward"]
 
 Address = tuple[int, int, int]
 
@@ -62,7 +65,7 @@ def _problem(q: Tensor, k: Tensor, scale: Tensor, form: Form) -> tuple[Any, list
     columns = None if form.columns is None else form.columns.contiguous()
     labels = (None, None) if form.q_labels is None else _codes(form.q_labels, form.k_labels)
     problem = compiled_module().RectangleProblem(
-        dtype=code(q),
+        dtype=dtype_code(q),
         q=_address(q),
         k=_address(k),
         n=n,

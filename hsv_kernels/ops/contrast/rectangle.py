@@ -1,10 +1,12 @@
-"""similarity_logsumexp of queries against keys: what its backends share, and the gradients that need no kernel."""
+"""The rectangle, queries against keys: what its backends share, and the gradients that need no kernel."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+__all__ = ["Form", "KeyGradient", "Saved", "check_columns", "logsumexp_backward"]
 
 #: (g, h, q, k, scale, form, saved, besides) → the gradient of k [m, D] plus `besides`, of the dtype of k.
 KeyGradient = Callable[..., Tensor]

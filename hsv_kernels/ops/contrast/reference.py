@@ -6,6 +6,8 @@ from torch import Tensor
 
 from hsv_kernels.ops.tensors import computed_type
 
+__all__ = ["masked_logsumexp", "nt_xent", "similarity_logsumexp"]
+
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float | Tensor, bfloat16: bool = False) -> Tensor:
     """Per-anchor losses [2N]: log Σ_{j≠i} exp S_ij − S_i,pos(i), as softplus(lse over the negatives − S_i,pos(i)).

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsv_kernels.ops.contrast import triton_matmul, triton_rectangle
-from hsv_kernels.ops.contrast.triton_gradient import gradient_kernel, weight_kernel, weighted_rows
-from hsv_kernels.ops.contrast.triton_logsumexp import logsumexp, logsumexp_kernel, merge_kernel, online_kernel
-from hsv_kernels.ops.contrast.triton_matmul import pairwise_weight_kernel
-from hsv_kernels.ops.contrast.triton_normalise import (
+from hsv_kernels.ops.contrast import triton_rectangle, triton_square_matmul
+from hsv_kernels.ops.contrast.triton_square_gradient import gradient_kernel, weight_kernel, weighted_rows
+from hsv_kernels.ops.contrast.triton_square_logsumexp import logsumexp, logsumexp_kernel, merge_kernel, online_kernel
+from hsv_kernels.ops.contrast.triton_square_matmul import pairwise_weight_kernel
+from hsv_kernels.ops.contrast.triton_square_normalise import (
     normalise,
     normalise_backward,
     normalise_backward_kernel,
@@ -151,7 +151,7 @@ ROWWISE = {
     normalise_backward_kernel: row_block(128),
     merge_kernel: {"BLOCK_M": 128},
     weight_kernel: {"BLOCK_M": 128},
-    pairwise_weight_kernel: {"BLOCK_M": triton_matmul.BLOCK_M, "BLOCK_N": triton_matmul.BLOCK_N},
+    pairwise_weight_kernel: {"BLOCK_M": triton_square_matmul.BLOCK_M, "BLOCK_N": triton_square_matmul.BLOCK_N},
 }
 PAIRS, SQUARE = {"PAIRS": True, "EXCLUDE_SELF": True}, {"PAIRS": False, "EXCLUDE_SELF": False}
 CASES = (

@@ -1,4 +1,4 @@
-"""Sizes of the tiles of the square contrast kernels in Triton, for each architecture, type and dimension.
+"""Sizes of the tiles of the kernels of the square in Triton, for each architecture, type and dimension.
 
 Every row compiles for the architectures that it names without spilling (at most 32 bytes, in some versions of Triton),
 within their shared memory and with matrix instructions (tests/aot, docs/kernels/resources.md). Of what does, larger

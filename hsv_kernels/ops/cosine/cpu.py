@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code, threads
-from hsv_kernels.ops.tensors import computed_type, unit_stride
+from hsv_kernels.ops.cpu_utils import threads
+from hsv_kernels.ops.tensors import computed_type, dtype_code, unit_stride
 
 __all__ = ["backward", "forward"]
 
@@ -37,7 +37,7 @@ def backward(
 
 def _problem(p: Tensor, z: Tensor, eps: float) -> Any:
     return compiled_module().CosineProblem(
-        dtype=code(p),
+        dtype=dtype_code(p),
         p=(p.data_ptr(), p.stride(0)),
         z=(z.data_ptr(), z.stride(0)),
         rows=p.shape[0],

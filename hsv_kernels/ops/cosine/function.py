@@ -1,15 +1,13 @@
 """The negative cosine of rows as a custom operator with its gradients."""
 
-import functools
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.operators import backward_operator, differentiable
-from hsv_kernels.ops.tensors import computed_type
+from hsv_kernels.ops.tensors import computed_type, gradient_like, reduce_losses, without_none
 
 __all__ = ["negative_cosine"]
 
@@ -17,22 +15,13 @@ __all__ = ["negative_cosine"]
 def negative_cosine(p: Tensor, z: Tensor, eps: float, reduction: str, *, backend: str) -> Tensor:
     """The loss of `hsv_kernels.negative_cosine`, for checked inputs and a resolved backend."""
     losses, _ = _negative_cosine(p, z, eps, backend)
-    if reduction == "none":
-        return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
-
-
-@functools.cache
-def _kernels(backend: str) -> ModuleType:
-    """The module whose forward and backward serve `backend`."""
-    name = {"triton": "triton_kernels"}.get(backend, backend)
-    return importlib.import_module(f"hsv_kernels.ops.cosine.{name}")
+    return reduce_losses(losses, reduction)
 
 
 @torch.library.custom_op("hsv_kernels::negative_cosine", mutates_args=())
 def negative_cosine_op(p: Tensor, z: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     """−cos(p_i, z_i) [N], and 1 / max(‖row‖, eps) of p and of z [2, N]."""
-    return _kernels(backend).forward(p, z, eps)
+    return kernels_of("cosine", backend).forward(p, z, eps)
 
 
 @negative_cosine_op.register_fake
@@ -54,8 +43,8 @@ def negative_cosine_backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """(dp, dz), contiguous and of the types of p and z; empty where not needed."""
-    dp, dz = _kernels(backend).backward(grad, p, z, losses, inv_norm, eps, need_p, need_z)
-    return p.new_empty(0) if dp is None else dp, z.new_empty(0) if dz is None else dz
+    gradients = kernels_of("cosine", backend).backward(grad, p, z, losses, inv_norm, eps, need_p, need_z)
+    return without_none(gradients, (p, z))
 
 
 @negative_cosine_backward_op.register_fake
@@ -70,7 +59,7 @@ def _(
     need_z: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return p.new_empty(p.shape if need_p else 0), z.new_empty(z.shape if need_z else 0)
+    return gradient_like(p, need_p), gradient_like(z, need_z)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

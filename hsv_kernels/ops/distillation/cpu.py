@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code, threads
+from hsv_kernels.ops.cpu_utils import threads
 from hsv_kernels.ops.distillation.reference import Problem, views
-from hsv_kernels.ops.tensors import computed_type, unit_stride
+from hsv_kernels.ops.tensors import computed_type, dtype_code, unit_stride
 
 __all__ = ["backward", "column_logsums", "forward"]
 
@@ -53,7 +53,7 @@ def column_logsums(teacher: list[Tensor], scale: Tensor, logsums: Tensor | None)
     teachers, logsums = _readable(teacher), _contiguous(logsums)
     out = torch.empty(teachers[0].shape[1], dtype=scale.dtype)
     compiled_module().distillation_column_logsums(
-        *(code(teachers[0]), _addresses(teachers), *teachers[0].shape, scale.item()),
+        *(dtype_code(teachers[0]), _addresses(teachers), *teachers[0].shape, scale.item()),
         *(0 if logsums is None else logsums.data_ptr(), out.data_ptr(), threads()),
     )
     return out
@@ -75,7 +75,7 @@ def _addresses(rows: list[Tensor]) -> list[tuple[int, int]]:
 def _problem(given: Problem, students: list[Tensor], teachers: list[Tensor], centre: Tensor | None) -> Any:
     """`given` for the module: views and centre are `given`'s, readable, and outlive what this returns."""
     return compiled_module().DistillationProblem(
-        dtype=code(students[0]),
+        dtype=dtype_code(students[0]),
         student=_addresses(students),
         teacher=_addresses(teachers),
         rows=students[0].shape[0],

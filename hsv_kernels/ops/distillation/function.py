@@ -1,18 +1,17 @@
 """The distillation loss and the Sinkhorn–Knopp centre as custom operators."""
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.distillation.reference import Problem
 from hsv_kernels.ops.operators import backward_operator, differentiable, direct
-from hsv_kernels.ops.tensors import computed_type
+from hsv_kernels.ops.tensors import computed_type, reduce_losses
 
 __all__ = ["count_views", "distillation_loss", "sinkhorn_centre"]
 
@@ -32,7 +31,7 @@ def distillation_loss(
     """The loss and the mean of the teacher's logits, for checked inputs and a resolved backend."""
     like = student[0]
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in student]
-    losses, teacher_mean, _, _ = _distillation(
+    losses, teacher_mean, _, _ = _distillation_loss(
         student,
         teacher,
         None if centre is None else centre.to(computed_type(like.dtype)),
@@ -42,7 +41,7 @@ def distillation_loss(
         wanted,
         backend,
     )
-    return _reduce(losses, weights, reduction), teacher_mean
+    return reduce_losses(losses, reduction, weights), teacher_mean
 
 
 def sinkhorn_centre(
@@ -77,29 +76,8 @@ def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
     return value.reciprocal().where((value > 0) & (value < math.inf), math.nan)
 
 
-def _reduce(losses: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    """Losses [N] times their weights as they are, their sum, or that over the sum of the weights (0 where it is 0)."""
-    weights = None if weights is None else weights.to(losses.dtype)
-    losses = losses if weights is None else losses * weights
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    if weights is None:
-        return losses.mean()
-    total = weights.sum()
-    return losses.sum() / total.where(total != 0, 1)
-
-
-@functools.cache
-def _kernels(backend: str) -> ModuleType:
-    """The module whose forward, backward and column_logsums serve `backend`."""
-    name = {"triton": "triton_kernels"}.get(backend, backend)
-    return importlib.import_module(f"hsv_kernels.ops.distillation.{name}")
-
-
 @torch.library.custom_op("hsv_kernels::distillation_loss", mutates_args=())
-def distillation_op(
+def distillation_loss_op(
     student: list[Tensor],
     teacher: list[Tensor],
     centre: Tensor | None,
@@ -112,13 +90,15 @@ def distillation_op(
     """Losses [N], the mean of the teacher's logits [K] and, for backward, sums [2, S, N] and [2, T, N].
 
     Scales are 1 / temperature. `pairs` alternates teachers and students; `wanted` says which of `student` get a
-    gradient. Sums are, of each row of scaled logits x, a number m near the greatest and Σ exp(x − m); a backend may
-    keep m unscaled.
+    gradient. Sums are, of each row of logits x, of teachers less the centre, a number m near the greatest and
+    Σ exp((x − m) · scale); the reference keeps m scaled.
     """
-    return _kernels(backend).forward(Problem(student, teacher, centre, student_scale, teacher_scale, pairs))
+    return kernels_of("distillation", backend).forward(
+        Problem(student, teacher, centre, student_scale, teacher_scale, pairs)
+    )
 
 
-@distillation_op.register_fake
+@distillation_loss_op.register_fake
 def _(
     student: list[Tensor],
     teacher: list[Tensor],
@@ -135,7 +115,7 @@ def _(
 
 
 @torch.library.custom_op("hsv_kernels::distillation_loss_backward", mutates_args=())
-def distillation_backward_op(
+def distillation_loss_backward_op(
     gradient: Tensor,
     student: list[Tensor],
     teacher: list[Tensor],
@@ -150,10 +130,12 @@ def distillation_backward_op(
 ) -> list[Tensor]:
     """Gradients of the wanted among `student`, of their shapes and type and contiguous, for that [N] of the losses."""
     given = Problem(student, teacher, centre, student_scale, teacher_scale, pairs)
-    return _kernels(backend).backward(gradient.contiguous(), given, student_sums, teacher_sums, wanted)
+    return kernels_of("distillation", backend).backward(
+        gradient.contiguous(), given, student_sums, teacher_sums, wanted
+    )
 
 
-@distillation_backward_op.register_fake
+@distillation_loss_backward_op.register_fake
 def _(
     gradient: Tensor,
     student: list[Tensor],
@@ -170,10 +152,10 @@ def _(
     return [x.new_empty(x.shape) for x, needed in zip(student, wanted, strict=True) if needed]
 
 
-@torch.library.custom_op("hsv_kernels::sinkhorn_columns", mutates_args=())
+@torch.library.custom_op("hsv_kernels::column_logsums", mutates_args=())
 def column_logsums_op(teacher: list[Tensor], scale: Tensor, logsums: Tensor | None, backend: str) -> Tensor:
     """One step of Sinkhorn–Knopp, [K]: samples normalised by `logsums` if given, then columns summed, in logs."""
-    return _kernels(backend).column_logsums(teacher, scale, logsums)
+    return kernels_of("distillation", backend).column_logsums(teacher, scale, logsums)
 
 
 @column_logsums_op.register_fake
@@ -198,11 +180,11 @@ def _backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[list[Tensor 
         centre, student_scale, teacher_scale, *sums = saved[-5:]
         scales = centre, student_scale, teacher_scale
         args = gradient, student, teacher, *scales, ctx.pairs, *sums, ctx.wanted, ctx.backend
-        of_wanted = iter(_distillation_backward(*args))
+        of_wanted = iter(_distillation_loss_backward(*args))
         found = [next(of_wanted) if needed else None for needed in ctx.wanted]
     return found, [None] * ctx.teachers, *(None,) * 6
 
 
-_distillation = differentiable(distillation_op, _setup_context, _backward)
-_distillation_backward = backward_operator(distillation_backward_op, "distillation_loss")
+_distillation_loss = differentiable(distillation_loss_op, _setup_context, _backward)
+_distillation_loss_backward = backward_operator(distillation_loss_backward_op, "distillation_loss")
 _column_logsums = direct(column_logsums_op)

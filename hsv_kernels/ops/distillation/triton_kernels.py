@@ -1,8 +1,9 @@
 """The distillation loss in Triton: a program works on one block of classes, for all views of a sample at once.
 
 Forward reads each logit once. The softmax of a block is known up to a factor that the other blocks decide, so a program
-keeps for each view the greatest logit m of its block and l = Σ exp(x − m), and for each student and teacher
-d = Σ exp(t − m_t) (s − m_s); a second kernel merges the blocks. All terms of that sum have one sign: nothing cancels.
+keeps for each view the greatest logit m of its block and l = Σ exp((x − m) / τ), and for each student and
+teacher d = Σ exp((t − m_t) / τ_t) (s − m_s) / τ_s; a second kernel merges the blocks. All terms of that sum have one
+sign: nothing cancels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -191,7 +192,7 @@ def tile_of(T: int, K: int) -> Tile:
 
 
 def forward(given: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses [N], mean of the teacher's logits [K], and for students and teachers (m, Σ exp(x − m)) [2, views, N]."""
+    """Losses [N], mean of the teacher's logits [K], and for students and teachers (m, Σ exp((x − m) / τ))."""
     student, teacher, centre, student_scale, teacher_scale, pairs = given
     targets, S = stacked(views(teacher)), len(views(student))
     T, N, K = targets.shape

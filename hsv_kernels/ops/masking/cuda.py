@@ -4,9 +4,20 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code
-from hsv_kernels.ops.cuda_utils import queue
+from hsv_kernels.ops.cuda_utils import stream_of
 from hsv_kernels.ops.patches import Strides, packed_strides, patch_strides
+from hsv_kernels.ops.tensors import dtype_code
+
+__all__ = [
+    "gather_patches",
+    "gather_tokens",
+    "masked_sum",
+    "random_masking",
+    "restore_tokens",
+    "scatter_patches",
+    "scatter_tokens",
+    "visible_tokens",
+]
 
 
 def random_masking(
@@ -14,8 +25,8 @@ def random_masking(
 ) -> tuple[Tensor, Tensor, Tensor]:
     ids_keep, ids_restore = seed.new_empty(batch, num_keep), seed.new_empty(batch, num_patches)
     mask = seed.new_empty(batch, num_patches, dtype=torch.float32)
-    compiled_module().cuda_random_masking(
-        *(*queue(seed), seed.data_ptr(), offset.data_ptr(), first_index, batch, num_patches, num_keep),
+    compiled_module().cuda_masking_random_masking(
+        *(*stream_of(seed), seed.data_ptr(), offset.data_ptr(), first_index, batch, num_patches, num_keep),
         *(ids_keep.data_ptr(), ids_restore.data_ptr(), mask.data_ptr()),
     )
     return ids_keep, ids_restore, mask
@@ -64,9 +75,9 @@ def visible_tokens(grad: Tensor, ids_restore: Tensor, num_keep: int, dtype: torc
 def masked_sum(grad: Tensor, ids_restore: Tensor, num_keep: int) -> Tensor:
     B, L, D = grad.shape
     partial = grad.new_empty(B, D, dtype=torch.float32)
-    compiled_module().cuda_sum_masked(
-        *(*queue(grad), code(grad), grad.data_ptr(), grad.stride(), ids_restore.data_ptr(), *ids_restore.stride()),
-        *(B, L, num_keep, D, partial.data_ptr()),
+    compiled_module().cuda_masking_masked_sum(
+        *(*stream_of(grad), dtype_code(grad), grad.data_ptr(), grad.stride()),
+        *(ids_restore.data_ptr(), *ids_restore.stride(), B, L, num_keep, D, partial.data_ptr()),
     )
     return partial.sum(0)
 
@@ -81,8 +92,14 @@ def _gather(
     fill: Tensor | None = None,
 ) -> None:
     """Row n of out[b] is patch ids[b, n] of source[b] below `count` and `fill` elsewhere."""
-    compiled_module().cuda_gather(
-        *(*queue(source), source.element_size(), source.data_ptr(), strides, 0 if fill is None else fill.data_ptr()),
+    compiled_module().cuda_masking_gather(
+        *(
+            *stream_of(source),
+            source.element_size(),
+            source.data_ptr(),
+            strides,
+            0 if fill is None else fill.data_ptr(),
+        ),
         *(ids.data_ptr(), *ids.stride(), *ids.shape, count, shape, out.data_ptr()),
     )
 
@@ -91,7 +108,7 @@ def _scatter(
     grad: Tensor, ids: Tensor, num_patches: int, shape: tuple[int, int, int], out: Tensor, strides: Strides
 ) -> None:
     """Patch l of out[b] is row n of grad[b] where ids[b, n] = l, zeros where there is none."""
-    compiled_module().cuda_scatter(
-        *(*queue(grad), grad.element_size(), grad.data_ptr(), grad.stride()),
+    compiled_module().cuda_masking_scatter(
+        *(*stream_of(grad), grad.element_size(), grad.data_ptr(), grad.stride()),
         *(ids.data_ptr(), *ids.stride(), *ids.shape, num_patches, shape, out.data_ptr(), strides),
     )

@@ -5,6 +5,19 @@ from torch import Tensor
 
 from hsv_kernels.ops.tensors import computed_type
 
+__all__ = [
+    "gather_patches",
+    "gather_tokens",
+    "masked_sum",
+    "patchify",
+    "philox",
+    "random_masking",
+    "restore_tokens",
+    "scatter_patches",
+    "scatter_tokens",
+    "visible_tokens",
+]
+
 WORD = 0xFFFFFFFF
 
 

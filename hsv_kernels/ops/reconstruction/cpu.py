@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code, threads
-from hsv_kernels.ops.tensors import unit_stride
+from hsv_kernels.ops.cpu_utils import threads
+from hsv_kernels.ops.tensors import dtype_code, unit_stride
 
 __all__ = ["backward", "forward"]
 
@@ -41,7 +41,7 @@ def backward(
 
 def _inputs(pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int) -> tuple:
     return (
-        *(pred.data_ptr(), code(pred), pred.stride()[:2]),
-        *(images.data_ptr(), code(images), tuple(images.shape), images.stride()),
+        *(pred.data_ptr(), dtype_code(pred), pred.stride()[:2]),
+        *(images.data_ptr(), dtype_code(images), tuple(images.shape), images.stride()),
         *(p, q, mask.data_ptr()),
     )

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hsv_kernels.backends import compiled_module
-from hsv_kernels.ops.cpu_utils import code
-from hsv_kernels.ops.cuda_utils import queue
+from hsv_kernels.ops.cuda_utils import stream_of
 from hsv_kernels.ops.patches import patch_strides
+from hsv_kernels.ops.tensors import dtype_code
 
 __all__ = ["backward", "forward"]
 
@@ -20,7 +20,7 @@ def forward(
     images = _readable(images, pred)
     losses, mean, rstd = (torch.empty_like(mask) for _ in range(3))
     compiled_module().cuda_reconstruction_forward(
-        *(*queue(pred), _problem(pred, images, mask, p, q), norm_pix),
+        *(*stream_of(pred), _problem(pred, images, mask, p, q), norm_pix),
         *(tensor.data_ptr() for tensor in (losses, mean, rstd)),
     )
     return losses, mean, rstd
@@ -33,7 +33,7 @@ def backward(
     images = _readable(images, pred)
     gradient = pred.new_empty(pred.shape)
     compiled_module().cuda_reconstruction_backward(
-        *(*queue(pred), _problem(pred, images, mask, p, q)),
+        *(*stream_of(pred), _problem(pred, images, mask, p, q)),
         *(tensor.data_ptr() for tensor in (weights, mean, rstd, gradient)),
     )
     return gradient
@@ -47,10 +47,10 @@ def _readable(images: Tensor, pred: Tensor) -> Tensor:
 def _problem(pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int) -> Any:
     return compiled_module().CudaReconstructionProblem(
         pred=pred.data_ptr(),
-        pred_type=code(pred),
+        pred_dtype=dtype_code(pred),
         pred_strides=pred.stride(),
         images=images.data_ptr(),
-        images_type=code(images),
+        images_dtype=dtype_code(images),
         strides=patch_strides(images, p, q),
         shape=(p, q, images.shape[1]),
         mask=mask.data_ptr(),

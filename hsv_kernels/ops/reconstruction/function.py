@@ -1,13 +1,11 @@
 """The masked mean squared error as a custom operator with its gradient."""
 
-import functools
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.operators import backward_operator, differentiable
 from hsv_kernels.ops.reconstruction import reference
 from hsv_kernels.ops.reconstruction.reference import denormalise_patches
@@ -32,20 +30,13 @@ def masked_mse(
     return reference.reduce(losses, mask, reduction)
 
 
-@functools.cache
-def _kernels(backend: str) -> ModuleType:
-    """The module whose forward and backward serve `backend`."""
-    name = {"triton": "triton_kernels"}.get(backend, backend)
-    return importlib.import_module(f"hsv_kernels.ops.reconstruction.{name}")
-
-
 @torch.library.custom_op("hsv_kernels::masked_mse", mutates_args=())
 def masked_mse_op(
     pred: Tensor, images: Tensor, mask: Tensor, p: int, q: int, norm_pix: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted losses, means and reciprocal deviations of the patches, [B, L]."""
     mask = mask.to(computed_type(pred.dtype)).contiguous()
-    return _kernels(backend).forward(pred, images, mask, p, q, norm_pix)
+    return kernels_of("reconstruction", backend).forward(pred, images, mask, p, q, norm_pix)
 
 
 @masked_mse_op.register_fake
@@ -72,7 +63,7 @@ def masked_mse_backward_op(
     """Gradient of `pred`, of its shape and type and contiguous, for the gradient [B, L] of the losses."""
     mask = mask.to(computed_type(pred.dtype)).contiguous()
     weights = (gradient * mask * (2 / pred.shape[2])).contiguous()
-    return _kernels(backend).backward(weights, pred, images, mask, mean, rstd, p, q)
+    return kernels_of("reconstruction", backend).backward(weights, pred, images, mask, mean, rstd, p, q)
 
 
 @masked_mse_backward_op.register_fake

@@ -1,4 +1,4 @@
-// Where work goes: pointers are device pointers of `device`, and what is queued on `stream` is not waited for.
+// Where work goes: pointers are device pointers of `device`, and what goes onto the stream is not waited for.
 // Functions that take one throw std::runtime_error, with CUDA's reason, if the launch fails: without a driver, for
 // instance.
 #pragma once
@@ -7,9 +7,9 @@
 
 namespace hsv::cuda {
 
-struct Queue {
+struct Stream {
   int device;
-  uintptr_t stream;
+  uintptr_t handle;  // cudaStream_t
 };
 
 }  // namespace hsv::cuda

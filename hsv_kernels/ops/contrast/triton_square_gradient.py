@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsv_kernels.ops.contrast import triton_matmul
+from hsv_kernels.ops.contrast import triton_square_matmul
 from hsv_kernels.ops.contrast.triton_table import Kernel, Tiles, chosen_tiles
 from hsv_kernels.ops.contrast.triton_tiles import (
     LOG2E,
@@ -119,7 +119,7 @@ def weighted_rows(
     weight = torch.empty_like(kept[0])
     with torch.cuda.device_of(z):
         weight_kernel[(triton.cdiv(m, 128),)](*(grad, unit, kept, weight, m, grad.stride(0)), PAIRS=pairs, BLOCK_M=128)
-    weigh = rows_by_tiles if dim <= triton_matmul.LARGEST_TILED_DIM else triton_matmul.rows_by_matmul
+    weigh = rows_by_tiles if dim <= triton_square_matmul.LARGEST_TILED_DIM else triton_square_matmul.rows_by_matmul
     return weigh(z, dim, scale, kept, weight, pairs, exclude_self, shift), unit
 
 

@@ -1,17 +1,19 @@
-"""similarity_logsumexp of any queries and keys as a custom operator with its gradients."""
+"""The logsumexp of a rectangle of similarities, queries against keys, as a custom operator with its gradients."""
 
 import os
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsv_kernels.backends import kernels_of
 from hsv_kernels.ops.contrast.rectangle import Form, Saved, check_columns, logsumexp_backward
 from hsv_kernels.ops.operators import backward_operator, differentiable
 
+__all__ = ["rectangle_logsumexp"]
 
-def similarity_logsumexp(
+
+def rectangle_logsumexp(
     q: Tensor, k: Tensor | None, scale: Tensor, form: Form, *, backend: str
 ) -> Tensor | tuple[Tensor, Tensor]:
     """lse [n], or (d, positive_logit) with positives; k=None is q, `scale` 0-dim, of the accumulation dtype.
@@ -23,20 +25,12 @@ def similarity_logsumexp(
     recording = torch.is_grad_enabled()
     need_q = recording and (q.requires_grad or scale.requires_grad)
     need_k = recording and (q if k is None else k).requires_grad
-    lse, positive_logit, *_ = _differentiable(q, k, scale, *form, need_q, need_k, backend)
+    lse, positive_logit, *_ = _rectangle_logsumexp(q, k, scale, *form, need_q, need_k, backend)
     return lse if form.positive is None else (lse, positive_logit)
 
 
-def _kernels(backend: str) -> ModuleType:
-    if backend == "cpu":
-        from hsv_kernels.ops.contrast import cpu_rectangle as kernels
-    else:
-        from hsv_kernels.ops.contrast import triton_rectangle as kernels
-    return kernels
-
-
 @torch.library.custom_op("hsv_kernels::similarity_logsumexp", mutates_args=())
-def _forward(
+def rectangle_logsumexp_op(
     q: Tensor,
     k: Tensor | None,
     scale: Tensor,
@@ -54,12 +48,13 @@ def _forward(
     form = Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
     if form.columns is not None and (q.device.type == "cpu" or os.environ.get("HSV_CHECK", "0") == "1"):
         check_columns(form.columns, (q if k is None else k).shape[0])
-    lse, positive_logit, saved = _kernels(backend).logsumexp_forward(q, k, scale, form, need_q, need_k)
+    forward = kernels_of("contrast", backend, "rectangle").logsumexp_forward
+    lse, positive_logit, saved = forward(q, k, scale, form, need_q, need_k)
     logit, mean_key, rows, log2_sum = (scale.new_empty(0) if x is None else x for x in (positive_logit, *saved))
     return lse, logit, mean_key, rows, log2_sum
 
 
-@_forward.register_fake
+@rectangle_logsumexp_op.register_fake
 def _(
     q: Tensor,
     k: Tensor | None,
@@ -86,7 +81,7 @@ def _(
 
 
 @torch.library.custom_op("hsv_kernels::similarity_logsumexp_backward", mutates_args=())
-def _backward(
+def rectangle_logsumexp_backward_op(
     grad: Tensor | None,
     positive_grad: Tensor | None,
     q: Tensor,
@@ -112,16 +107,13 @@ def _backward(
     form = Form(exclude_self, self_offset, positive, q_labels, k_labels, bfloat16)
     saved = Saved(mean_key, positive_rows if positive_rows.numel() else None, log2_sum)
     needs = need_q, need_k, need_scale, need_positive
-    dq, dk, dscale, dpositive = (
-        scale.new_empty(0) if x is None else x
-        for x in logsumexp_backward(
-            *(grad, positive_grad, q, k, square, scale, form, saved, *needs), _kernels(backend).key_gradient
-        )
-    )
+    key_gradient = kernels_of("contrast", backend, "rectangle").key_gradient
+    found = logsumexp_backward(grad, positive_grad, q, k, square, scale, form, saved, *needs, key_gradient)
+    dq, dk, dscale, dpositive = (scale.new_empty(0) if x is None else x for x in found)
     return dq, dk, dscale, dpositive
 
 
-@_backward.register_fake
+@rectangle_logsumexp_backward_op.register_fake
 def _(
     grad: Tensor | None,
     positive_grad: Tensor | None,
@@ -151,7 +143,7 @@ def _(
     return dq, dk, dscale, dpositive
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     q, k, scale, exclude_self, self_offset, positive, q_labels, k_labels, bfloat16, *others = inputs
     ctx.need_q, ctx.need_k, ctx.backend = others
     ctx.square, ctx.numbers, ctx.positives = k is None, (exclude_self, self_offset, bfloat16), positive is not None
@@ -163,7 +155,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(q, scale, positive, *of_keys, *output[2:])
 
 
-def _gradient(ctx: Any, grad: Tensor | None, positive_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, positive_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     q, scale, positive, k, q_labels, k_labels, *saved = ctx.saved_tensors
     exclude_self, self_offset, bfloat16 = ctx.numbers
     need_q, need_k, need_scale, _, _, need_positive = ctx.needs_input_grad[:6]
@@ -173,10 +165,11 @@ def _gradient(ctx: Any, grad: Tensor | None, positive_grad: Tensor | None, *_: A
         positive_grad = None
     form = exclude_self, self_offset, positive, q_labels, k_labels, bfloat16
     needs = need_q, need_k, need_scale, need_positive
-    found = _raising_backward(grad, positive_grad, q, k, ctx.square, scale, *form, *saved, *needs, ctx.backend)
+    grads = grad, positive_grad
+    found = _rectangle_logsumexp_backward(*grads, q, k, ctx.square, scale, *form, *saved, *needs, ctx.backend)
     dq, dk, dscale, dpositive = (x if needed else None for x, needed in zip(found, needs, strict=True))
     return dq, dk, dscale, None, None, dpositive, None, None, None, None, None, None
 
 
-_raising_backward = backward_operator(_backward, "similarity_logsumexp")
-_differentiable = differentiable(_forward, _save, _gradient)
+_rectangle_logsumexp = differentiable(rectangle_logsumexp_op, _setup_context, _backward)
+_rectangle_logsumexp_backward = backward_operator(rectangle_logsumexp_backward_op, "similarity_logsumexp")
