@@ -2,6 +2,7 @@
 
 import importlib
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -71,7 +72,12 @@ def run_logsumexp(
 
 
 def check(
-    run, *args: object, backend: str, dtype: torch.dtype, dim: int, scales: list[float | None] | None = None
+    run: Callable[..., list[Tensor]],
+    *args: object,
+    backend: str,
+    dtype: torch.dtype,
+    dim: int,
+    scales: list[float | None] | None = None,
 ) -> None:
     """run(…) by `backend` in `dtype` obeys the error rule, output by output, and gives the same bits twice.
 

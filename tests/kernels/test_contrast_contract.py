@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import threading
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import pytest
 import torch
@@ -265,7 +266,7 @@ def test_any_number_of_threads(backend: str, temperature: float | Tensor, thread
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
-def _send_value_and_gradient(pipe, backend: str) -> None:
+def _send_value_and_gradient(pipe: Connection, backend: str) -> None:
     losses, gradient = value_and_gradient(backend, 1)
     pipe.send((losses.tolist(), gradient.tolist()))
 

@@ -7,7 +7,7 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,12 +105,15 @@ PATCHES = [
     pytest.param(3, 5, 7, 5, 7, planar, 1, id="odd sizes"),
     pytest.param(3, 4, 6, 1, 1, pixels, 1, id="pixels"),
 ]
+Layout = Callable[[Tensor], Tensor]
 each_layout = pytest.mark.parametrize(("C", "H", "W", "p", "q", "layout", "width"), PATCHES)
 
 
 @each_layout
 @pytest.mark.parametrize("dtype", [BRAIN, SINGLE], ids=str)
-def test_patches_are_gathered_and_scattered(library, C, H, W, p, q, layout, width, dtype) -> None:
+def test_patches_are_gathered_and_scattered(
+    library: ctypes.CDLL, C: int, H: int, W: int, p: int, q: int, layout: Layout, width: int, dtype: torch.dtype
+) -> None:
     B, L, size = 3, (H // p) * (W // q), dtype.itemsize
     K = (L + 1) // 2
     images, ids = layout(torch.randn(B, C, H, W).to(dtype)), torch.rand(B, L).argsort(1)[:, :K]
@@ -131,7 +134,7 @@ def test_patches_are_gathered_and_scattered(library, C, H, W, p, q, layout, widt
 
 @pytest.mark.parametrize(("L", "K", "D", "width"), [(50, 12, 64, WIDE), (7, 7, 8, WIDE), (9, 1, 13, 1), (5, 2, 3, 1)])
 @pytest.mark.parametrize("dtype", [BRAIN, SINGLE], ids=str)
-def test_tokens_are_restored(library, L, K, D, width, dtype) -> None:
+def test_tokens_are_restored(library: ctypes.CDLL, L: int, K: int, D: int, width: int, dtype: torch.dtype) -> None:
     B, size, ids = 3, dtype.itemsize, torch.rand(3, L).argsort(1)
     tokens, token = torch.randn(B, K, D).to(dtype), torch.randn(D).to(dtype)
     with poisoned_allocations():
@@ -148,7 +151,17 @@ def test_tokens_are_restored(library, L, K, D, width, dtype) -> None:
 
 @each_layout
 @pytest.mark.parametrize("types", [(BRAIN, SINGLE), (BRAIN, BRAIN), (HALF, HALF), (SINGLE, SINGLE)], ids=str)
-def test_masked_mse(library, C, H, W, p, q, layout, width, types) -> None:
+def test_masked_mse(
+    library: ctypes.CDLL,
+    C: int,
+    H: int,
+    W: int,
+    p: int,
+    q: int,
+    layout: Layout,
+    width: int,
+    types: tuple[torch.dtype, torch.dtype],
+) -> None:
     B, L, n = 2, (H // p) * (W // q), p * q * C
     images, pred = layout(torch.randn(B, C, H, W).to(types[1])), torch.randn(B, L, n).to(types[0])
     mask, weights = (torch.rand(B, L) < 0.7) * torch.rand(B, L), torch.randn(B, L)

@@ -71,7 +71,7 @@ class DispatchRecorder(TorchDispatchMode):
         super().__init__()
         self.seen: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         self.seen.append(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -81,7 +81,7 @@ class FunctionRecorder(TorchFunctionMode):
         super().__init__()
         self.seen: list[str] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         self.seen.append(str(func))
         return func(*args, **(kwargs or {}))
 

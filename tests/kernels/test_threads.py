@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,7 @@ def test_two_python_threads_at_once(name: str) -> None:
     assert not wrong
 
 
-def answer(pipe, name: str) -> None:
+def answer(pipe: Connection, name: str) -> None:
     pipe.send([x.numpy() for x in in_teams_of(2, name)])
 
 
