@@ -89,7 +89,7 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     config = copy.deepcopy(config)
     config.check()
     accelerator = Accelerator(
-        cpu=config.run.device == "cpu",
+        cpu=_on_cpu(config.run.device),
         mixed_precision="no",
         gradient_accumulation_steps=config.run.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # queues and centres are equal anyway
@@ -329,6 +329,11 @@ class Trainer:
         self.hybrid.load_state_dict(model)
         self.optimiser.load_state_dict(optimiser)
         return broadcast_object_list([max(1, round(minutes * 60 * measured / seconds))])[0]
+
+
+def _on_cpu(device: str) -> bool:
+    """Whether to train on the CPU; accelerate must be told so to find torchrun's ranks there."""
+    return device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
 
 
 def _measured_steps(state: dict, minutes: float) -> int:
