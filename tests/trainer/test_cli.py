@@ -92,12 +92,35 @@ def test_files_mean_what_they_say(tmp_path):
         ({"encoder": {"drop_path": 1.0}}, r"encoder\.drop_path: got 1\.0"),
         ({"optimiser": {"warmup_epochs": -1}}, r"optimiser\.warmup_epochs: got -1\.0"),
         ({"run": {"seed": -1}}, r"run\.seed: got -1"),
+        ({"run": {"batch_size": 1}}, r"run\.batch_size: got 1; allowed: two images .* in simclr$"),
+        ({"run": {"batch_size": 4, "accumulate": 4}, "objectives": ["can", "mae", "cmae"]}, r"got 4.* in can, cmae$"),
+        ({"run": {"batch_size": 1}, "objectives": ["moco"]}, r"run\.batch_size: got 1"),
         ({}, r"data: got None; allowed: digits"),
     ],
 )
 def test_settings_that_cannot_work(values, message):
     with pytest.raises(ValueError, match=message):
         Config.from_dict(values).check()
+
+
+def test_one_image_at_a_time_is_enough_without_negatives():
+    values = {"data": "digits", "run": {"batch_size": 1}, "moco": {"version": "v2"}}
+    Config.from_dict(values | {"objectives": ["moco", "mae", "byol", "dino"]}).check()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("run: {steps: 3", "line 1, column 15"), ("- a\n- b\n", "list"), ("hello", "str"), (None, "No such file")],
+)
+def test_files_that_hold_no_settings(text, reason, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    message = rf"config: got '{re.escape(str(path))}'.*{reason}"
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+    assert main(["pretrain", "--config", str(path), "--data", "digits"]) == 2
+    assert re.fullmatch(f"hsv pretrain: {message}.*\n", capsys.readouterr().err)
 
 
 def test_pretrain_resume_and_their_errors(tmp_path, capsys):
