@@ -52,7 +52,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
         weights = load_state_dict(str(path))
     except Exception as error:  # each format has errors of its own
         raise ValueError(
-            f"init: got {str(path)!r}; allowed: a file of weights that timm reads ({shorten(str(error), 240)})"
+            f"init: got {str(path)!r}; allowed: a file of weights that timm reads ({shorten(repr(error), 240)})"
         ) from error
     ours = any(key.startswith(PREFIX) for key in weights)
     return dict(load_encoder(path).vit.state_dict() if ours else weights)
