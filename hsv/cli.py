@@ -66,11 +66,16 @@ def pretrain(arguments: Namespace) -> int:
 
 def evaluate(arguments: Namespace) -> int:
     """`hsv evaluate`."""
+    from hsv.evaluate import differences, evaluation_file, format_table, read_evaluation
     from hsv.evaluate import evaluate as run
-    from hsv.evaluate import format_table
 
+    file = evaluation_file(arguments.checkpoint, arguments.output)
+    earlier = read_evaluation(file)
     result = run(**arguments.as_dict(), progress=True)
     print(f"{format_table(result)}\n\n{result['note']}")
+    if file:
+        others = differences(earlier, result) if earlier else ""
+        print(f"saved       {file}" + (f", in place of an earlier one with {others}" if others else ""))
     if result["failures"]:
         print(f"left out    {len(result['failures'])} broken files, the first: {result['failures'][0][0]}")
     return 0
