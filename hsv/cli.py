@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +22,9 @@ from hsv.config import METHODS, Config, preset_files, preset_named_in, preset_na
 __all__ = ["main"]
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+# An abbreviation would be accepted where it is parsed, and unseen where `_known` looks for the preset.
+Parser = functools.partial(ArgumentParser, allow_abbrev=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,9 +170,7 @@ def _starting_point(known: argparse.Namespace) -> list[str]:
 
 
 def _parser(arguments: list[str]) -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="hsv", description="Self-supervised training of vision transformers.", version=__version__
-    )
+    parser = Parser(prog="hsv", description="Self-supervised training of vision transformers.", version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
     commands.add_subcommand(
         "pretrain", _pretrain_parser(_known(arguments)), help="train an encoder on images without labels"
@@ -175,21 +178,21 @@ def _parser(arguments: list[str]) -> ArgumentParser:
     commands.add_subcommand("evaluate", _evaluate_parser(), help="20-NN and linear probe of an encoder")
     commands.add_subcommand("embed", _embed_parser(), help="write the features of a folder of images")
 
-    run = ArgumentParser(description="Write the report page of a run.")
+    run = Parser(description="Write the report page of a run.")
     run.add_argument("run", type=str, help="folder of the run")
     run.add_argument(
         "-o", "--output", type=str | None, help="the HTML file; unset = report.html in the folder of the run"
     )
     commands.add_subcommand("report", run, help="write the report page of a run")
 
-    show = ArgumentParser(description="List the presets, or print one.")
+    show = Parser(description="List the presets, or print one.")
     show.add_argument("name", type=str, nargs="?", help="the preset to print")
     commands.add_subcommand("presets", show, help="list the presets, or print one")
     return parser
 
 
 def _pretrain_parser(known: argparse.Namespace) -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = Parser(
         usage="hsv pretrain [--preset NAME] [--config FILE] [--resume RUN] [--data DATA] [--objectives NAME,...] "
         "[--OPTION VALUE ...]",
         description="Train an encoder on images without labels. Later options override earlier ones, and all override "
@@ -221,7 +224,7 @@ def _encoder_arguments(parser: ArgumentParser) -> None:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="k-NN and linear probes on frozen features; the test part is read once.")
+    parser = Parser(description="k-NN and linear probes on frozen features; the test part is read once.")
     _encoder_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="labelled images: digits, class folders, or tar shards")
     parser.add_argument("--limit", type=int | None, help="use at most so many training images")
@@ -236,7 +239,7 @@ def _evaluate_parser() -> ArgumentParser:
 
 
 def _embed_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Write file names and features of a folder of images.")
+    parser = Parser(description="Write file names and features of a folder of images.")
     _encoder_arguments(parser)
     parser.add_argument("data", type=str, metavar="FOLDER", help="folder of images, tar shards, or digits")
     parser.add_argument(
