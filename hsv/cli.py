@@ -125,15 +125,22 @@ COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "embed": embed, "report"
 
 
 def _bracketed(arguments: list[str]) -> list[str]:
-    """`--objectives simclr,mae` as the list that it means, `--objectives [simclr,mae]`."""
-    words = list(arguments)
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option == "--objectives" and equals:
-            words[place] = f"{option}=[{value.strip('[]')}]"
-        elif option == "--objectives" and not (words[place + 1 :] or ["-"])[0].startswith("-"):
-            words[place + 1] = f"[{words[place + 1].strip('[]')}]"
+    """`--objectives simclr,mae` and `--objectives simclr mae` as the list that is meant, `[simclr,mae]`."""
+    words, rest = [], list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        words.append(option + equals + value)
+        if option == "--objectives" and (equals or not (rest or ["-"])[0].startswith("-")):
+            named = _items(value if equals else rest.pop(0))
+            while rest and set(_items(rest[0])) <= set(METHODS):
+                named += _items(rest.pop(0))
+            words[-1:] = [option, f"[{','.join(named)}]"]
     return words
+
+
+def _items(text: str) -> list[str]:
+    """What a list names, with brackets or without."""
+    return [item for item in re.split(r"[\s,\[\]]+", text) if item]
 
 
 def _known(arguments: list[str]) -> argparse.Namespace:
@@ -149,7 +156,7 @@ def _known(arguments: list[str]) -> argparse.Namespace:
 def _objectives(known: argparse.Namespace) -> set[str]:
     """What is trained: the methods that `--objectives`, a file or the preset names, none for the default."""
     if known.objectives:
-        return set(re.findall(r"\w+", known.objectives))
+        return set(_items(known.objectives))
     files = [read_yaml(path) for path in (*_starting_point(known), *known.config)]
     return set(next((values["objectives"] for values in reversed(files) if "objectives" in values), []))
 
