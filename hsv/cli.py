@@ -33,11 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     command = next(iter(arguments), "")
     try:
         parsed = _parser(arguments if command == "pretrain" else []).parse_args(arguments)
+        if command == "pretrain":
+            _refuse_untrained(arguments, parsed.pretrain.objectives)
         return COMMANDS[parsed.command](parsed[parsed.command])
     except (ValueError, OSError) as error:
         print(f"hsv {command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"hsv {command}: {stop or 'stopped'}", file=sys.stderr)
         return 128 + signal.SIGINT
     except (FloatingPointError, RuntimeError) as error:
         if os.environ.get("HSV_DEBUG"):
@@ -56,16 +59,19 @@ def pretrain(arguments: Namespace) -> int:
         values["output"] = str(arguments.resume)
     summary = train(Config.from_dict(values), resume=arguments.resume is not None)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{summary.step:,} of {summary.steps:,} steps, {summary.images_per_second:,.0f} images/s")
+        run_dir = shlex.quote(str(summary.run_dir))
+        done = f"{summary.step:,} of {summary.steps:,} steps"
+        speed = summary.images_per_second
+        print(f"{done}, {speed:,.0f} images/s" if speed else f"nothing left to do: {done} are done")
         print(f"checkpoint  {summary.checkpoint}")
         print(f"encoder     {summary.encoder_call}")
-        print(f"next        hsv evaluate {summary.run_dir} --data LABELLED; hsv report {summary.run_dir}")
+        print(f"next        hsv evaluate {run_dir} --data LABELLED; hsv report {run_dir}")
         for warning in summary.warnings:
             print(f"warning     {warning}")
         if summary.failures:
             print(f"left out    {len(summary.failures)} broken files, named in {summary.run_dir / 'failures.jsonl'}")
         if summary.stopped_by:
-            print(f"stopped by signal {summary.stopped_by}; go on with: hsv pretrain --resume {summary.run_dir}")
+            print(f"stopped by signal {summary.stopped_by}; go on with: hsv pretrain --resume {run_dir}")
     return 128 + summary.stopped_by if summary.stopped_by else 0
 
 
@@ -161,6 +167,16 @@ def _objectives(known: argparse.Namespace) -> set[str]:
     return set(next((values["objectives"] for values in reversed(files) if "objectives" in values), []))
 
 
+def _refuse_untrained(arguments: list[str], objectives: list[str]) -> None:
+    """Raise ValueError for an option of a method that is not trained; a file may have some, for other runs."""
+    for word in arguments:
+        option = word.partition("=")[0]
+        method = option.removeprefix("--").partition(".")[0]
+        if option.startswith("--") and method in set(METHODS) - set(objectives):
+            allowed = f"options of the objectives, {', '.join(objectives)}"
+            raise ValueError(f"{option[2:]}: got an option of {method}, which is not trained; allowed: {allowed}")
+
+
 def _starting_point(known: argparse.Namespace) -> list[str]:
     """The configuration files that a preset or `--resume` stands for; their values become the defaults.
 
@@ -170,6 +186,10 @@ def _starting_point(known: argparse.Namespace) -> list[str]:
     preset = known.preset or (named[-1] if named else None)
     files = [str(path) for path in preset_files(preset)]
     if known.resume:
+        if known.preset:
+            raise ValueError(
+                f"preset: got {known.preset!r} with --resume; allowed: one of them, for a run keeps its own"
+            )
         files.append(str(Path(known.resume) / "config.yaml"))
         if not Path(files[-1]).is_file():
             raise ValueError(f"resume: got {known.resume!r}; allowed: the folder of a run, which holds a config.yaml")
