@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = pretrain(config)
     seconds = time.perf_counter() - start
     if run.stopped_by:
-        print(f"Stopped; go on with: hsv pretrain --resume {run.run_dir}")
+        print(f"Stopped; go on with: hsv pretrain --resume {shlex.quote(str(run.run_dir))}")
         return 128 + run.stopped_by
 
     result = evaluate(run.checkpoint, "digits")

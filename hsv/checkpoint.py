@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -52,17 +53,29 @@ def find_checkpoint(path: str | Path) -> Path | None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Contents of a checkpoint, or of the newest of a run folder, on the CPU: step, config, model, optimiser.
 
-    Raises ValueError if there is none or it is of another format.
+    Raises ValueError if there is none, it is damaged or it is of another format.
     """
     found = find_checkpoint(path)
     if found is None:
         raise ValueError(
             f"checkpoint: got {str(path)!r}; allowed: a checkpoint file or the folder of a run that has one"
         )
-    state = torch.load(found, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(found, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage has an error of its own
+        raise ValueError(f"checkpoint: got {str(found)!r}, which cannot be read; allowed: {_instead(found)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint: got {str(found)!r}; allowed: a file written by hsv pretrain (format {FORMAT})")
     return state
+
+
+def _instead(broken: Path) -> str:
+    """What can be given in place of a checkpoint that cannot be read."""
+    allowed = "a file written by hsv pretrain"
+    older = [path for path in _checkpoints(broken.parent) if path < broken]
+    return (
+        f"{allowed}, such as {older[-1]}: the run goes on from it once {broken.name} is deleted" if older else allowed
+    )
 
 
 def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
@@ -77,7 +90,9 @@ def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Opti
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         allowed = "the objectives, widths and teachers' momenta that the run began with"
-        raise ValueError(f"resume: got settings of another model; allowed: {allowed} ({error})") from error
+        raise ValueError(
+            f"resume: got settings of another model; allowed: {allowed} ({shorten(str(error), 240)})"
+        ) from error
     saved, groups = state["optimiser"], optimiser.state_dict()["param_groups"]
     moments = {name: saved["state"].get(i) for i, name in _named_indices(saved["param_groups"])}
     found = {i: moments[name] for i, name in _named_indices(groups) if moments.get(name) is not None}

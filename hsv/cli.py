@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +23,9 @@ __all__ = ["main"]
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+# An abbreviation would be accepted where it is parsed, and unseen where `_known` looks for the preset.
+Parser = functools.partial(ArgumentParser, allow_abbrev=False)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a failure, 2 for bad input, 128 + n after signal n."""
@@ -28,11 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     command = next(iter(arguments), "")
     try:
         parsed = _parser(arguments if command == "pretrain" else []).parse_args(arguments)
+        if command == "pretrain":
+            _refuse_untrained(arguments, parsed.pretrain.objectives)
         return COMMANDS[parsed.command](parsed[parsed.command])
     except (ValueError, OSError) as error:
         print(f"hsv {command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"hsv {command}: {stop or 'stopped'}", file=sys.stderr)
         return 128 + signal.SIGINT
     except (FloatingPointError, RuntimeError) as error:
         if os.environ.get("HSV_DEBUG"):
@@ -51,26 +59,34 @@ def pretrain(arguments: Namespace) -> int:
         values["output"] = str(arguments.resume)
     summary = train(Config.from_dict(values), resume=arguments.resume is not None)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{summary.step:,} of {summary.steps:,} steps, {summary.images_per_second:,.0f} images/s")
+        run_dir = shlex.quote(str(summary.run_dir))
+        done = f"{summary.step:,} of {summary.steps:,} steps"
+        speed = summary.images_per_second
+        print(f"{done}, {speed:,.0f} images/s" if speed else f"nothing left to do: {done} are done")
         print(f"checkpoint  {summary.checkpoint}")
         print(f"encoder     {summary.encoder_call}")
-        print(f"next        hsv evaluate {summary.run_dir} --data LABELLED; hsv report {summary.run_dir}")
+        print(f"next        hsv evaluate {run_dir} --data LABELLED; hsv report {run_dir}")
         for warning in summary.warnings:
             print(f"warning     {warning}")
         if summary.failures:
             print(f"left out    {len(summary.failures)} broken files, named in {summary.run_dir / 'failures.jsonl'}")
         if summary.stopped_by:
-            print(f"stopped by signal {summary.stopped_by}; go on with: hsv pretrain --resume {summary.run_dir}")
+            print(f"stopped by signal {summary.stopped_by}; go on with: hsv pretrain --resume {run_dir}")
     return 128 + summary.stopped_by if summary.stopped_by else 0
 
 
 def evaluate(arguments: Namespace) -> int:
     """`hsv evaluate`."""
+    from hsv.evaluate import differences, evaluation_file, format_table, read_evaluation
     from hsv.evaluate import evaluate as run
-    from hsv.evaluate import format_table
 
+    file = evaluation_file(arguments.checkpoint, arguments.output)
+    earlier = read_evaluation(file)
     result = run(**arguments.as_dict(), progress=True)
     print(f"{format_table(result)}\n\n{result['note']}")
+    if file:
+        others = differences(earlier, result) if earlier else ""
+        print(f"saved       {file}" + (f", in place of an earlier one with {others}" if others else ""))
     if result["failures"]:
         print(f"left out    {len(result['failures'])} broken files, the first: {result['failures'][0][0]}")
     return 0
@@ -115,15 +131,22 @@ COMMANDS = {"pretrain": pretrain, "evaluate": evaluate, "embed": embed, "report"
 
 
 def _bracketed(arguments: list[str]) -> list[str]:
-    """`--objectives simclr,mae` as the list that it means, `--objectives [simclr,mae]`."""
-    words = list(arguments)
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option == "--objectives" and equals:
-            words[place] = f"{option}=[{value.strip('[]')}]"
-        elif option == "--objectives" and not (words[place + 1 :] or ["-"])[0].startswith("-"):
-            words[place + 1] = f"[{words[place + 1].strip('[]')}]"
+    """`--objectives simclr,mae` and `--objectives simclr mae` as the list that is meant, `[simclr,mae]`."""
+    words, rest = [], list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        words.append(option + equals + value)
+        if option == "--objectives" and (equals or not (rest or ["-"])[0].startswith("-")):
+            named = _items(value if equals else rest.pop(0))
+            while rest and set(_items(rest[0])) <= set(METHODS):
+                named += _items(rest.pop(0))
+            words[-1:] = [option, f"[{','.join(named)}]"]
     return words
+
+
+def _items(text: str) -> list[str]:
+    """What a list names, with brackets or without."""
+    return [item for item in re.split(r"[\s,\[\]]+", text) if item]
 
 
 def _known(arguments: list[str]) -> argparse.Namespace:
@@ -139,9 +162,19 @@ def _known(arguments: list[str]) -> argparse.Namespace:
 def _objectives(known: argparse.Namespace) -> set[str]:
     """What is trained: the methods that `--objectives`, a file or the preset names, none for the default."""
     if known.objectives:
-        return set(re.findall(r"\w+", known.objectives))
+        return set(_items(known.objectives))
     files = [read_yaml(path) for path in (*_starting_point(known), *known.config)]
     return set(next((values["objectives"] for values in reversed(files) if "objectives" in values), []))
+
+
+def _refuse_untrained(arguments: list[str], objectives: list[str]) -> None:
+    """Raise ValueError for an option of a method that is not trained; a file may have some, for other runs."""
+    for word in arguments:
+        option = word.partition("=")[0]
+        method = option.removeprefix("--").partition(".")[0]
+        if option.startswith("--") and method in set(METHODS) - set(objectives):
+            allowed = f"options of the objectives, {', '.join(objectives)}"
+            raise ValueError(f"{option[2:]}: got an option of {method}, which is not trained; allowed: {allowed}")
 
 
 def _starting_point(known: argparse.Namespace) -> list[str]:
@@ -153,6 +186,10 @@ def _starting_point(known: argparse.Namespace) -> list[str]:
     preset = known.preset or (named[-1] if named else None)
     files = [str(path) for path in preset_files(preset)]
     if known.resume:
+        if known.preset:
+            raise ValueError(
+                f"preset: got {known.preset!r} with --resume; allowed: one of them, for a run keeps its own"
+            )
         files.append(str(Path(known.resume) / "config.yaml"))
         if not Path(files[-1]).is_file():
             raise ValueError(f"resume: got {known.resume!r}; allowed: the folder of a run, which holds a config.yaml")
@@ -160,9 +197,7 @@ def _starting_point(known: argparse.Namespace) -> list[str]:
 
 
 def _parser(arguments: list[str]) -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="hsv", description="Self-supervised training of vision transformers.", version=__version__
-    )
+    parser = Parser(prog="hsv", description="Self-supervised training of vision transformers.", version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
     commands.add_subcommand(
         "pretrain", _pretrain_parser(_known(arguments)), help="train an encoder on images without labels"
@@ -170,21 +205,21 @@ def _parser(arguments: list[str]) -> ArgumentParser:
     commands.add_subcommand("evaluate", _evaluate_parser(), help="20-NN and linear probe of an encoder")
     commands.add_subcommand("embed", _embed_parser(), help="write the features of a folder of images")
 
-    run = ArgumentParser(description="Write the report page of a run.")
+    run = Parser(description="Write the report page of a run.")
     run.add_argument("run", type=str, help="folder of the run")
     run.add_argument(
         "-o", "--output", type=str | None, help="the HTML file; unset = report.html in the folder of the run"
     )
     commands.add_subcommand("report", run, help="write the report page of a run")
 
-    show = ArgumentParser(description="List the presets, or print one.")
+    show = Parser(description="List the presets, or print one.")
     show.add_argument("name", type=str, nargs="?", help="the preset to print")
     commands.add_subcommand("presets", show, help="list the presets, or print one")
     return parser
 
 
 def _pretrain_parser(known: argparse.Namespace) -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = Parser(
         usage="hsv pretrain [--preset NAME] [--config FILE] [--resume RUN] [--data DATA] [--objectives NAME,...] "
         "[--OPTION VALUE ...]",
         description="Train an encoder on images without labels. Later options override earlier ones, and all override "
@@ -216,7 +251,7 @@ def _encoder_arguments(parser: ArgumentParser) -> None:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="k-NN and linear probes on frozen features; the test part is read once.")
+    parser = Parser(description="k-NN and linear probes on frozen features; the test part is read once.")
     _encoder_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="labelled images: digits, class folders, or tar shards")
     parser.add_argument("--limit", type=int | None, help="use at most so many training images")
@@ -231,7 +266,7 @@ def _evaluate_parser() -> ArgumentParser:
 
 
 def _embed_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Write file names and features of a folder of images.")
+    parser = Parser(description="Write file names and features of a folder of images.")
     _encoder_arguments(parser)
     parser.add_argument("data", type=str, metavar="FOLDER", help="folder of images, tar shards, or digits")
     parser.add_argument(

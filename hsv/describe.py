@@ -1,4 +1,4 @@
-"""What a run says before its first step, with everything resolved."""
+"""What a run says before its first step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 from hsv.objectives import Objective
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from hsv.config import Config
     from hsv.train import Trainer
 
-__all__ = ["describe"]
+__all__ = ["describe", "say"]
 
 
-def describe(trainer: Trainer) -> str:
-    """Images, model, length, optimiser, and each objective's own schedules, a line each."""
+def say(line: str, config: Config, accelerator: Accelerator) -> None:
+    """Print a line at once, in the main process of a run that shows its progress."""
+    if config.run.progress and accelerator.is_main_process:
+        print(line, flush=True)
+
+
+def describe(trainer: Trainer, start: int) -> str:
+    """Images, model, length, optimiser, and each objective's own schedules, a line each, everything resolved."""
     config, hybrid, accelerator = trainer.config, trainer.hybrid, trainer.accelerator
     run, decay = config.run, config.optimiser.weight_decay
     images, end = len(trainer.source), config.optimiser.weight_decay_end
@@ -26,6 +35,8 @@ def describe(trainer: Trainer) -> str:
         f"{accelerator.num_processes} × {accelerator.device.type}",
         f"weight decay {decay:g}" + ("" if end is None else f" → {end:g} along a cosine"),
     ]
+    if 0 < start < trainer.steps:
+        lines.append(f"resumed: goes on after step {start:,}")
     if len(hybrid.objectives) > 1:
         lines.append(f"loss weights: {hybrid.weighting.describe()}")
     width = max(map(len, hybrid.objectives))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from hsv.checkpoint import find_checkpoint, read_checkpoint
 from hsv.config import Config
@@ -45,7 +47,7 @@ def export_encoder(encoder: Encoder, folder: Path) -> str:
     weights = folder / "encoder.safetensors"
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.vit.state_dict().items()}
     partial = weights.with_suffix(".partial")
-    save_file(state, partial, metadata={"format": "pt"})
+    partial.write_bytes(save(state, metadata={"format": "pt"}))  # save_file lets nobody else read the file
     partial.replace(weights)
     call = timm_call(encoder, weights)
     description = {
@@ -98,5 +100,9 @@ def _load_exported(path: Path) -> Encoder:
         std=tuple(description["std"]),
         pool=description["pool"],
     )
-    encoder.vit.load_state_dict(load_file(path))
+    try:
+        encoder.vit.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        allowed = f"the weights that {described.name} beside it describes"
+        raise ValueError(f"path: got {str(path)!r}; allowed: {allowed} ({shorten(str(error), 240)})") from error
     return encoder.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,9 @@ def initialise(encoder: Encoder, path: str | Path) -> None:
     try:
         encoder.vit.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"init: got {str(path)!r}; allowed: weights of {encoder.name}: {error}") from error
+        raise ValueError(
+            f"init: got {str(path)!r}; allowed: weights of {encoder.name} ({shorten(str(error), 240)})"
+        ) from error
 
 
 def _weights(path: Path, encoder: Encoder) -> dict[str, Tensor]:
@@ -52,7 +55,9 @@ def _weights(path: Path, encoder: Encoder) -> dict[str, Tensor]:
     try:
         weights = load_state_dict(str(path))
     except Exception as error:  # each format has errors of its own
-        raise ValueError(f"init: got {str(path)!r}; allowed: a file of weights that timm reads ({error})") from error
+        raise ValueError(
+            f"init: got {str(path)!r}; allowed: a file of weights that timm reads ({shorten(repr(error), 240)})"
+        ) from error
     ours = any(key.startswith(PREFIX) for key in weights)
     return _fitted(load_encoder(path), encoder.grid) if ours else weights
 

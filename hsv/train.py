@@ -16,8 +16,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor
-from tqdm import tqdm
 
+from hsv.bar import progress_bar
 from hsv.checkpoint import check_resumed, find_checkpoint, restore, save_checkpoint
 from hsv.config import Config
 from hsv.data import (
@@ -31,7 +31,7 @@ from hsv.data import (
     sample_images,
     statistics,
 )
-from hsv.describe import describe
+from hsv.describe import describe, say
 from hsv.export import build_encoder, export_encoder
 from hsv.initialise import initialise
 from hsv.monitor import MetricLog, verdicts
@@ -63,7 +63,7 @@ class RunSummary:
     steps: int
     """Length of the run, in optimiser steps."""
     images_per_second: float
-    """Images seen a second while this process trained."""
+    """Images seen a second while this process trained; 0 if nothing was left to do."""
     encoder_call: str
     """The Python call that loads the exported encoder with timm."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -86,23 +86,30 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
         ValueError: a setting that cannot work, a folder that already holds a run, nothing to resume.
         FloatingPointError: loss or gradient are no longer finite; the last checkpoint stays.
     """
+    if not isinstance(config, Config):
+        raise ValueError(f"config: got {type(config).__name__}; allowed: a Config, such as load_config returns")
     config = copy.deepcopy(config)
     config.check()
-    accelerator = Accelerator(
-        cpu=config.run.device == "cpu",
-        mixed_precision="no",
-        gradient_accumulation_steps=config.run.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # queues and centres are equal anyway
-    )
-    if config.run.device == "cuda" and accelerator.device.type != "cuda":
-        raise ValueError("run.device: got 'cuda', and torch sees no CUDA device; allowed: 'auto' or 'cpu'")
+    with use_backend(config.run.kernels):
+        try:
+            trainer, start = _set_up(config, resume)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("stopped before the first step; nothing was written") from stop
+        return trainer.run(start)
+
+
+def _set_up(config: Config, resume: bool) -> tuple[Trainer, int]:
+    """Everything before the first step, of which nothing is written, and the step to go on from."""
+    accelerator = _accelerator(config)
     state = claim_run_folder(config, resume)
     if state and config.minutes:
         config.run.steps, config.minutes = _measured_steps(state, config.minutes), None
     source = open_source(config.data, split="train", limit=config.input.limit)
+    say(f"{config.data}: {len(source):,} images", config, accelerator)
     if state:
         check_resumed(config, state)
     if config.input.mean is None:
+        say("measuring the mean and deviation of at most 2,000 of them", config, accelerator)
         measured = statistics(source, config.input.channels, config.input.image_size, seed=config.run.seed)
         config.input.mean, config.input.std = (list(map(float, values)) for values in measured)
 
@@ -115,8 +122,22 @@ def pretrain(config: Config, *, resume: bool = False) -> RunSummary:
     if state is None:
         hybrid.prepare(lambda: _normalised_sample(source, config))
     start = restore(state, hybrid, optimiser) if state else 0
-    with use_backend(config.run.kernels):
-        return Trainer(config, accelerator, source, hybrid, optimiser).run(start)
+    return Trainer(config, accelerator, source, hybrid, optimiser), start
+
+
+def _accelerator(config: Config) -> Accelerator:
+    """The devices and ranks that the configuration asks for."""
+    device = config.run.device
+    accelerator = Accelerator(
+        # Without a GPU accelerate must be told so, or it takes each of torchrun's ranks for the only one.
+        cpu=device == "cpu" or (device == "auto" and not torch.accelerator.is_available()),
+        mixed_precision="no",
+        gradient_accumulation_steps=config.run.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # queues and centres are equal anyway
+    )
+    if device == "cuda" and accelerator.device.type != "cuda":
+        raise ValueError("run.device: got 'cuda', and torch sees no CUDA device; allowed: 'auto' or 'cpu'")
+    return accelerator
 
 
 class Trainer:
@@ -148,9 +169,8 @@ class Trainer:
         if main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.run_dir / "config.yaml")
-            if run.progress:
-                tqdm.write(describe(self))
-        bar = tqdm(
+        say(describe(self, start), self.config, self.accelerator)
+        bar = progress_bar(
             total=self.steps * run.batch_size,
             initial=start * run.batch_size,
             unit=" images",
@@ -175,7 +195,7 @@ class Trainer:
                 if due or saving:
                     metrics = self.read(logs, step)
                     metrics["images_per_second"] = (step - start) * run.batch_size / (time.perf_counter() - clock)
-                    bar.set_postfix_str(f"loss {metrics['loss/total']:.3f}")
+                    bar.set_postfix_str(f"loss {metrics['loss/total']:.3f}", refresh=False)
                     if log:
                         log.log(step, metrics)
                 if saving and main:
@@ -308,6 +328,8 @@ class Trainer:
                 f"run.batch_size: got {run.batch_size}; allowed: multiples of {parts}, the ranks times run.accumulate"
             )
         if self.config.minutes:
+            line = f"measuring the speed, to see how many steps {self.config.minutes:g} minutes are"
+            say(line, self.config, self.accelerator)
             run.steps, self.config.minutes = self.measure(self.config.minutes), None
         steps = run.steps or math.ceil(run.epochs * self.epoch)
         return steps, capped(self.config.optimiser.warmup_epochs, steps, self.epoch)

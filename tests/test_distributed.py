@@ -344,3 +344,23 @@ def test_no_rows_anywhere() -> None:
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="negatives must be one of gather, ring, local; got 'all'"):
         distributed.nt_xent(torch.ones(2, 3), torch.ones(2, 3), negatives="all")
+
+
+@pytest.mark.parametrize(
+    ("helper", "name", "older"),
+    [
+        ("_gather_blocks", "all_gather_single", "all_gather_into_tensor"),
+        ("_sum_blocks", "reduce_scatter_single", "reduce_scatter_tensor"),
+    ],
+)
+def test_collectives_go_by_the_names_that_torch_has(
+    helper: Callable, name: str, older: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for each in (name, older):
+        monkeypatch.setattr(dist, each, lambda *_, each=each: called.append(each), raising=False)
+    call = partial(getattr(distributed.collectives, helper), torch.empty(2), torch.empty(2))
+    call()
+    monkeypatch.delattr(dist, name)
+    call()
+    assert called == [name, older]

@@ -68,7 +68,7 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Write the tree as YAML."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -99,7 +99,20 @@ class Config:
             (self.minutes, self.run.steps),
             "one of them",
         )
+        alone = self.run.batch_size == self.run.accumulate and self._without_negatives()
+        require(
+            not alone,
+            "run.batch_size",
+            self.run.batch_size,
+            f"two images or more for each of run.accumulate = {self.run.accumulate} micro-batches, since the others of "
+            f"its own are an image's negatives in {', '.join(alone or [])}",
+        )
         require(bool(self.data), "data", self.data, "digits, a folder of images, or tar shards")
+
+    def _without_negatives(self) -> list[str]:
+        """The objectives that find no negatives for an image by itself."""
+        contrastive = {"simclr", "can", "cmae"} | ({"moco"} if self.moco.version == "v3" else set())
+        return [name for name in self.objectives if name in contrastive]
 
 
 SECTIONS = {"input", "encoder", "weighting", "optimiser", "run"}
@@ -148,8 +161,16 @@ def preset_named_in(path: str | Path) -> str | None:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file, none for an empty one."""
-    return yaml.safe_load(Path(path).read_text()) or {}
+    """The settings in a YAML file, none for an empty one. Raises ValueError for anything else."""
+    allowed = "a YAML file of settings"
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"config: got {str(path)!r}; allowed: {allowed} ({reason})") from error
+    if not isinstance(values, dict | None):
+        raise ValueError(f"config: got {str(path)!r}, which holds a {type(values).__name__}; allowed: {allowed}")
+    return values or {}
 
 
 def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from hsv.bar import progress_bar
 from hsv.data import Source, normalise, plain_batches
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _collect(
 ) -> Features:
     x, indices, failures = [], [], []
     batches = plain_batches(source, image_size=image_size, channels=channels, batch_size=batch_size, workers=workers)
-    with tqdm(total=len(source), desc="features", unit=" images", disable=not progress, leave=False) as bar:
+    with progress_bar(total=len(source), desc="features", unit=" images", disable=not progress, leave=False) as bar:
         for index, images, broken in batches:
             failures += broken
             if len(index):

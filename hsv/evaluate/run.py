@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +15,11 @@ from hsv.data.sources import find_shards
 from hsv.evaluate.features import Features, extract_features, pixel_features
 from hsv.evaluate.knn import knn_accuracy
 from hsv.evaluate.linear import few_label_accuracy, linear_accuracy
+from hsv.evaluate.saved import evaluation_file, save_evaluation
 from hsv.export import load_encoder
 from hsv.models import Encoder
 
-__all__ = ["embed", "evaluate", "format_table", "labelled_parts", "run_folder", "untrained_encoder"]
+__all__ = ["embed", "evaluate", "format_table", "labelled_parts", "untrained_encoder"]
 
 HELD_OUT = 5  # without a test part, every fifth labelled image is one
 
@@ -65,13 +65,14 @@ def evaluate(
         progress: show bars on stderr.
 
     Returns:
-        checkpoint, data, seed, k, per_class, draws, train_images, test_images, note, failures, and rows: one dict each
-        with name, pool, knn, few_label, few_label_std, linear, as fractions of 1.
+        checkpoint, data, pool, seed, k, per_class, draws, train_images, test_images, note, failures, and rows: one dict
+        each with name, pool, knn, few_label, few_label_std, linear, as fractions of 1.
     """
     encoder = load_encoder(checkpoint)
     pool = pool or encoder.pool
     workers = default_workers() if workers is None else workers
     train, test = _labelled(open_source(data, limit=limit), data), _open_test(data, test_limit)
+    _check_neighbours(k, len(train), held_out=test is None)
     extraction = {"batch_size": batch_size, "workers": workers}
     network = {**extraction, "pool": pool, "device": _device(device), "progress": progress}
 
@@ -95,6 +96,7 @@ def evaluate(
     result = {
         "checkpoint": str(find_checkpoint(checkpoint) or checkpoint),
         "data": str(data),
+        "pool": pool,
         "seed": seed,
         "k": k,
         "per_class": per_class,
@@ -105,11 +107,9 @@ def evaluate(
         "note": _note(data, len(bank), len(queries), held_out=test is None, per_class=per_class, draws=draws),
         "failures": bank.failures + queries.failures,
     }
-    folder = run_folder(checkpoint)
-    if output is None and folder is not None:
-        output = folder / "evaluation.json"
-    if output is not None:
-        Path(output).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file = evaluation_file(checkpoint, output)
+    if file is not None:
+        save_evaluation(file, result)
     return result
 
 
@@ -194,12 +194,6 @@ def format_table(result: dict[str, Any]) -> str:
     )
 
 
-def run_folder(checkpoint: str | Path) -> Path | None:
-    """The run folder that `checkpoint` is or lies in, or None."""
-    path = Path(checkpoint).absolute()
-    return next((folder for folder in (path, *path.parents[:2]) if (folder / "config.yaml").is_file()), None)
-
-
 def labelled_parts(
     features: Callable[[Source], Features], train: Source, test: Source | None, seed: int
 ) -> tuple[Features, Features]:
@@ -223,6 +217,12 @@ def _labelled(source: Source, data: str | Path) -> Source:
             "or tar shards with .cls records"
         )
     return source
+
+
+def _check_neighbours(k: int, images: int, *, held_out: bool) -> None:
+    bank = images - images // HELD_OUT if held_out else images
+    if not 1 <= k <= bank:
+        raise ValueError(f"k: got {k}; allowed: 1 to {bank}, the images of the bank")
 
 
 def _open_test(data: str | Path, limit: int | None) -> Source | None:

@@ -17,6 +17,9 @@ from hsv_kernels import gather_patches
 
 __all__ = ["Encoder", "Encoding"]
 
+#: What timm calls each pooling. `fc_norm` would move the final norm behind the mean, under another name.
+_POOLING = {"mean": {"global_pool": "avg", "fc_norm": False}, "cls": {"global_pool": "token"}}
+
 
 @dataclass
 class Encoding:
@@ -38,7 +41,8 @@ class Encoder(nn.Module):
 
     Args:
         name: a plain vision transformer of timm.
-        arguments: the other arguments of `timm.create_model`, among them `img_size` and `in_chans`.
+        arguments: the other arguments of `timm.create_model`, among them `img_size` and `in_chans`; those of the
+            pooling follow from `pool`.
         mean, std: of each channel, in [0, 1]; inputs are expected normalised by them.
         pool: what `features` returns unless told otherwise, `mean` or `cls`.
         drop_path: rate of stochastic depth, of training alone and so no part of `arguments`.
@@ -61,7 +65,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.pool, self.mean, self.std = name, pool, tuple(mean), tuple(std)
-        self.arguments = {**arguments, "num_classes": 0, "global_pool": "token"}
+        self.arguments = {**arguments, "num_classes": 0, **_POOLING[pool]}
         self.vit = _create(name, self.arguments, drop_path_rate=drop_path, pretrained=pretrained)
         if not pretrained:
             _initialise(self.vit)
@@ -183,14 +187,14 @@ class Encoder(nn.Module):
 
 
 def _create(name: str, arguments: dict[str, Any], **others: Any) -> VisionTransformer:
-    allowed = "a plain vision transformer of timm with class token and positions, and a shape that it can have"
+    allowed = f"a plain vision transformer of timm with class token and positions, here with {arguments}"
     try:
         model = timm.create_model(name, **arguments, **others)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"encoder: got {name!r} with {arguments}; allowed: {allowed} ({error})") from error
+        raise ValueError(f"encoder: got {name!r}: {error}; allowed: {allowed}") from error
     plain = type(model) is VisionTransformer and all(hasattr(block, "attn") for block in model.blocks)
     if not plain or not model.has_class_token or model.pos_embed is None:
-        raise ValueError(f"encoder: got {name!r} with {arguments}; allowed: {allowed}")
+        raise ValueError(f"encoder: got {name!r}; allowed: {allowed}")
     return model
 
 

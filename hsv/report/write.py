@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from hsv.config import Config
 from hsv.data import MissingSplit, Source, normalise, open_source, plain_batches
 from hsv.evaluate.features import extract_features
 from hsv.evaluate.knn import nearest_neighbours
+from hsv.evaluate.saved import read_evaluation
 from hsv.evaluate.subset import Subset
 from hsv.export import load_model
 from hsv.monitor import read_metrics, verdicts
@@ -52,7 +52,7 @@ def write_report(run_dir: str | Path, *, output: str | Path | None = None, seed:
     run_dir = Path(run_dir)
     config, hybrid = load_model(run_dir)
     metrics = read_metrics(run_dir / "metrics.jsonl")
-    evaluation = _read_json(run_dir / "evaluation.json")
+    evaluation = read_evaluation(run_dir / "evaluation.json")
     report = Report(
         title=run_dir.resolve().name,
         subtitle=_subtitle(config, hybrid),
@@ -75,6 +75,7 @@ def write_report(run_dir: str | Path, *, output: str | Path | None = None, seed:
     except (ValueError, OSError) as error:
         report.footer += f" · pictures left out: {error}"
     path = Path(output) if output is not None else run_dir / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(report), encoding="utf-8")
     return path
 
@@ -123,10 +124,6 @@ def _warnings(config: Config, hybrid: Hybrid, metrics: list[dict]) -> list[str]:
 def _failures(path: Path) -> list[tuple[str, str]]:
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
     return [(row["name"], row["reason"]) for row in rows]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _test_part(config: Config) -> Source | None:

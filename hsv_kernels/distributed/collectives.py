@@ -107,7 +107,7 @@ class _AllGatherRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
         ctx.counts, most = counts, max(counts)
         blocks = x.new_empty(len(counts) * most, *x.shape[1:])
-        dist.all_gather_into_tensor(blocks, _pad_rows(x, most))
+        _gather_blocks(blocks, _pad_rows(x, most))
         return torch.cat([block[:count] for block, count in zip(blocks.split(most), counts, strict=True)])
 
     @staticmethod
@@ -115,8 +115,20 @@ class _AllGatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         most = max(ctx.counts)
         mine = grad.new_empty(most, *grad.shape[1:])
-        dist.reduce_scatter_tensor(mine, torch.cat([_pad_rows(block, most) for block in grad.split(ctx.counts)]))
+        _sum_blocks(mine, torch.cat([_pad_rows(block, most) for block in grad.split(ctx.counts)]))
         return mine[: ctx.counts[rank()]], None
+
+
+def _gather_blocks(blocks: Tensor, mine: Tensor) -> None:
+    """Every rank's block into `blocks`, under the name that torch has for it: from 2.14 on the older one warns."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(blocks, mine)
+
+
+def _sum_blocks(mine: Tensor, blocks: Tensor) -> None:
+    """The sum over ranks of this rank's block of `blocks` into `mine`, under the name that torch has for it."""
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    scatter(mine, blocks)
 
 
 def _pad_rows(x: Tensor, rows: int) -> Tensor:

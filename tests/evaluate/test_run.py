@@ -8,7 +8,15 @@ import torch
 from hsv import load_encoder
 from hsv.cli import main
 from hsv.data import digits
-from hsv.evaluate import embed, evaluate, extract_features, format_table, knn_accuracy
+from hsv.evaluate import (
+    embed,
+    evaluate,
+    evaluation_file,
+    extract_features,
+    format_table,
+    knn_accuracy,
+    read_evaluation,
+)
 from hsv.evaluate.run import _open_test, untrained_encoder
 
 
@@ -111,8 +119,31 @@ def test_the_command_line_prints_the_table_and_writes_the_features(
     assert "3-NN" in (out := capsys.readouterr().out) and "broken.png" in out
     assert main(["embed", str(run_dir), str(photos), "-o", str(tmp_path / "f.npz")]) == 0
     assert "12 images" in capsys.readouterr().out
-    assert main(["report", str(run_dir), "-o", str(tmp_path / "r.html")]) == 0
-    assert (tmp_path / "r.html").stat().st_size > 10_000
+    assert main(["report", str(run_dir), "-o", str(tmp_path / "new" / "r.html")]) == 0
+    assert (tmp_path / "new" / "r.html").stat().st_size > 10_000
+
+
+def test_the_command_line_says_where_a_result_is_saved_and_what_it_replaces(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "new" / "e.json"
+    command = ["evaluate", str(run_dir), "--data", "digits", "--draws", "2", "--baselines", "false"]
+    for limit, others in (("60", ""), ("60", ""), ("50", ", in place of an earlier one with train_images 60")):
+        assert main([*command, "--limit", limit, "--output", str(path)]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"saved       {path}{others}"
+    path.write_text("nothing of ours")
+    assert read_evaluation(path) is None and read_evaluation(tmp_path / "absent") is None
+    assert evaluation_file(run_dir / "checkpoints", None) == run_dir / "evaluation.json"
+    assert evaluation_file(tmp_path) is None
+
+
+def test_more_neighbours_than_the_bank_has_are_refused_before_anything_is_computed(
+    run_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsv.evaluate.run.pixel_features", lambda *_, **__: pytest.fail("computed"))
+    for data, k, most in (("digits", 501, 500), ("digits", 0, 500), (photos, 12, 11)):
+        with pytest.raises(ValueError, match=f"k: got {k}; allowed: 1 to {most}"):
+            evaluate(run_dir, data, limit=500, k=k)
 
 
 def test_the_table_is_aligned() -> None:

@@ -1,6 +1,7 @@
 """The command line and the configuration that it shares with files and checkpoints."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hsv.__main__ import main as entry_point
 from hsv.cli import main
 from hsv.config import METHODS, Config, load_config, preset_names
 from hsv.data import ViewSpec
+from hsv.train import Trainer
 
 NEEDS_JSONARGPARSE = (
     "the trainer needs jsonargparse, which is not installed; pip install '.[train]' in hsv's sources brings it"
@@ -96,12 +98,37 @@ def test_files_mean_what_they_say(tmp_path: Path) -> None:
         ({"encoder": {"drop_path": 1.0}}, r"encoder\.drop_path: got 1\.0"),
         ({"optimiser": {"warmup_epochs": -1}}, r"optimiser\.warmup_epochs: got -1\.0"),
         ({"run": {"seed": -1}}, r"run\.seed: got -1"),
+        ({"run": {"batch_size": 1}}, r"run\.batch_size: got 1; allowed: two images .* in simclr$"),
+        ({"run": {"batch_size": 4, "accumulate": 4}, "objectives": ["can", "mae", "cmae"]}, r"got 4.* in can, cmae$"),
+        ({"run": {"batch_size": 1}, "objectives": ["moco"]}, r"run\.batch_size: got 1"),
         ({}, r"data: got None; allowed: digits"),
     ],
 )
 def test_settings_that_cannot_work(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_dict(values).check()
+
+
+def test_one_image_at_a_time_is_enough_without_negatives() -> None:
+    values = {"data": "digits", "run": {"batch_size": 1}, "moco": {"version": "v2"}}
+    Config.from_dict(values | {"objectives": ["moco", "mae", "byol", "dino"]}).check()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("run: {steps: 3", "line 1, column 15"), ("- a\n- b\n", "list"), ("hello", "str"), (None, "No such file")],
+)
+def test_files_that_hold_no_settings(
+    text: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    message = rf"config: got '{re.escape(str(path))}'.*{reason}"
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+    assert main(["pretrain", "--config", str(path), "--data", "digits"]) == 2
+    assert re.fullmatch(f"hsv pretrain: {message}.*\n", capsys.readouterr().err)
 
 
 def test_pretrain_resume_and_their_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -125,6 +152,81 @@ def test_pretrain_resume_and_their_errors(tmp_path: Path, capsys: pytest.Capture
     assert "small-32" in capsys.readouterr().err
     assert main(["pretrain", "--data", str(tmp_path / "nowhere"), "--output", str(run)]) == 2
     assert "nowhere" in capsys.readouterr().err and not run.exists()
+
+
+def test_a_resumed_run_says_where_it_goes_on_or_that_it_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "a run"
+    config = tiny_config(run, steps=2, progress=True)
+    config.input.mean = config.input.std = None
+    config.save(tmp_path / "config.yaml")
+    assert main(["pretrain", "--config", str(tmp_path / "config.yaml")]) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert first[0] == "digits: 200 images" and first[1].startswith("measuring the mean")
+    assert not [line for line in first if "goes on after" in line]
+    assert f"next        hsv evaluate '{run}' --data LABELLED; hsv report '{run}'" in first
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    again = capsys.readouterr().out
+    assert "nothing left to do: 2 of 2 steps are done" in again and "images/s" not in again and "measuring" not in again
+    assert main(["pretrain", "--resume", str(run), "--run.steps", "3"]) == 0
+    assert "goes on after step 2" in capsys.readouterr().out
+    assert main(["pretrain", "--resume", str(run), "--preset", "digits"]) == 2
+    assert "preset: got 'digits' with --resume" in capsys.readouterr().err
+
+
+def test_folders_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder, file = tmp_path / "a run", tmp_path / "file"
+    folder.mkdir()
+    file.touch()
+    tiny_config(folder, steps=1).save(folder / "config.yaml")
+    assert main(["pretrain", "--resume", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert "before it saved anything" in message
+    anew = shlex.split(message.partition("begins anew with: hsv ")[2])
+    assert main(anew) == 0 and "1 of 1 steps" in capsys.readouterr().out
+    assert main(["pretrain", "--preset", "digits", "--output", str(file)]) == 2
+    assert "which is a file; allowed: a folder" in capsys.readouterr().err
+
+
+def test_a_run_that_is_stopped_before_its_first_step_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Trainer, minutes: float) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "measure", interrupted)
+    config = tiny_config(tmp_path / "run", steps=None, progress=True)
+    config.minutes = 2.0
+    config.save(tmp_path / "config.yaml")
+    assert main(["pretrain", "--config", str(tmp_path / "config.yaml")]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "hsv pretrain: stopped before the first step; nothing was written\n"
+    assert captured.out.splitlines()[-1] == "measuring the speed, to see how many steps 2 minutes are"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dictionary_is_no_configuration() -> None:
+    with pytest.raises(ValueError, match="config: got dict; allowed: a Config, such as load_config returns"):
+        hsv.pretrain({"data": "digits"})
+
+
+@pytest.mark.parametrize("command", [["pretrain", "--pres", "digits"], ["embed", "run", "digits", "--out", "x.npz"]])
+def test_options_are_not_abbreviated(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2 and f"{command[-2]} {command[-1]}" in capsys.readouterr().err
+
+
+def test_options_of_methods_that_are_not_trained_are_refused_and_in_files_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsv.train.pretrain", lambda config, resume: pytest.fail("enough", pytrace=False))
+    for option in (["--dino.out_dim", "7"], ["--dino.out_dim=7"]):
+        assert main(["pretrain", "--preset", "small-32", *option]) == 2
+        assert "dino.out_dim: got an option of dino, which is not trained" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text("preset: small-32\ndino: {out_dim: 7}\n")
+    for words in (["--config", str(tmp_path / "mine.yaml")], ["--objectives", "dino", "mae", "--dino.out_dim", "7"]):
+        with pytest.raises(pytest.fail.Exception, match="enough"):
+            main(["pretrain", *words])
 
 
 def test_a_file_may_name_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +280,16 @@ def test_help_explains_units_and_defaults(capsys: pytest.CaptureFixture) -> None
         assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("words", [["--objectives", "mae,simclr"], ["--objectives=[mae, simclr]"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--objectives", "mae,simclr"],
+        ["--objectives=[mae, simclr]"],
+        ["--objectives", "mae", "simclr", "--preset", "digits"],
+        ["--objectives=mae", "simclr"],
+        ["--objectives", "[mae,", "simclr]"],
+    ],
+)
 def test_objectives_are_named_with_or_without_brackets(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["pretrain", *words, "--print_config"])

@@ -16,10 +16,10 @@ from hsv_kernels import random_masking
 NAME = "vit_tiny_patch16_224"
 
 
-def encoder_for(channels: int = 3, **arguments: object) -> Encoder:
+def encoder_for(channels: int = 3, pool: str = "mean", **arguments: object) -> Encoder:
     torch.manual_seed(0)
     model = tiny_model(in_chans=channels, **arguments)
-    encoder = Encoder(NAME, model, mean=(0.5,) * channels, std=(0.25,) * channels).eval()
+    encoder = Encoder(NAME, model, mean=(0.5,) * channels, std=(0.25,) * channels, pool=pool).eval()
     with torch.no_grad():
         encoder.vit.cls_token.normal_()
     return encoder
@@ -89,9 +89,10 @@ def test_bfloat16_training_attention_matches_fused() -> None:
     assert encoder.vit.blocks[0].attn.fused_attn
 
 
-def test_timm_alone_computes_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_timm_alone_computes_the_same_bits(tmp_path: Path, pool: str) -> None:
     """A process that imports timm and not hsv evaluates the call of encoder.json."""
-    encoder = encoder_for(img_size=(16, 24))
+    encoder = encoder_for(pool=pool, img_size=(16, 24), reg_tokens=2)
     export_encoder(encoder, tmp_path)
     images = torch.randn(3, 3, 16, 24)
     torch.save(images, tmp_path / "images.pt")
@@ -99,7 +100,7 @@ def test_timm_alone_computes_the_same_bits(tmp_path: Path) -> None:
 import json, sys, timm, torch
 model = eval(json.load(open("encoder.json"))["call"]).eval()
 with torch.no_grad():
-    torch.save(model.forward_features(torch.load("images.pt"))[:, 1:].mean(1), "features.pt")
+    torch.save(model(torch.load("images.pt")), "features.pt")
 assert not any(name.split(".")[0] in ("hsv", "hsv_kernels") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
@@ -107,7 +108,23 @@ assert not any(name.split(".")[0] in ("hsv", "hsv_kernels") for name in sys.modu
         assert torch.equal(torch.load(tmp_path / "features.pt"), encoder.features(images))
         assert torch.equal(load_encoder(tmp_path).features(images), encoder.features(images))
     described = json.loads((tmp_path / "encoder.json").read_text())
-    assert described["pool"] == "mean" and described["channels"] == 3 and described["mean"] == [0.5] * 3
+    assert described["pool"] == pool and described["channels"] == 3 and described["mean"] == [0.5] * 3
+
+
+def test_a_description_with_another_pooling_than_the_encoders_loads(tmp_path: Path) -> None:
+    encoder, images = encoder_for(), torch.randn(2, 3, 16, 16)
+    export_encoder(encoder, tmp_path)
+    described = json.loads((tmp_path / "encoder.json").read_text())
+    described["arguments"] = tiny_model() | {"num_classes": 0, "global_pool": "token"}
+    (tmp_path / "encoder.json").write_text(json.dumps(described))
+    loaded = load_encoder(tmp_path)
+    assert torch.equal(loaded.features(images), encoder.features(images))
+    assert loaded.arguments == encoder.arguments
+
+
+def test_the_reason_for_a_refused_encoder_comes_first() -> None:
+    with pytest.raises(ValueError, match=r"^encoder: got 'nosuchvit': Unknown model \(nosuchvit\); allowed: "):
+        Encoder("nosuchvit", tiny_model(), mean=(0.5,), std=(0.5,))
 
 
 def test_nothing_to_load_is_a_clear_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The loop: resuming to the last bit, signals, accumulation, length, failures, starting weights."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -113,6 +114,42 @@ def test_folders_are_claimed_and_resumed_with_care(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "foreign.pt")
     with pytest.raises(ValueError, match="format"):
         read_checkpoint(tmp_path / "foreign.pt")
+
+
+def test_a_damaged_checkpoint_is_named_and_an_older_one_offered(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    for call in (read_checkpoint, hsv.load_encoder):
+        with pytest.raises(
+            ValueError, match=r"checkpoint: got '.*/text\.pt', which cannot be read; allowed: a file [^,]*$"
+        ):
+            call(tmp_path / "text.pt")
+    newest = hsv.pretrain(tiny_config(tmp_path / "run", steps=2, checkpoint_every=1)).checkpoint
+    newest.write_bytes(newest.read_bytes()[:1000])
+    message = (
+        r"step-00000002\.pt', which cannot .*/step-00000001\.pt: the run goes on from it once step-00000002\.pt is"
+    )
+    with pytest.raises(ValueError, match=message):
+        hsv.pretrain(tiny_config(tmp_path / "run", steps=2), resume=True)
+    newest.unlink()
+    assert hsv.pretrain(tiny_config(tmp_path / "run", steps=2), resume=True).step == 2
+
+
+def test_a_damaged_encoder_is_named(tmp_path: Path) -> None:
+    hsv.pretrain(tiny_config(tmp_path, steps=1))
+    weights = tmp_path / "encoder.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"path: got '.*/encoder\.safetensors'; allowed: the weights"):
+        hsv.load_encoder(weights)
+
+
+def test_what_a_run_leaves_can_be_read_by_whom_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        summary = hsv.pretrain(tiny_config(tmp_path, steps=1))
+    finally:
+        os.umask(before)
+    for path in (summary.checkpoint, tmp_path / "encoder.safetensors", tmp_path / "encoder.json"):
+        assert path.stat().st_mode & 0o777 == 0o640, path
 
 
 def test_a_resumed_run_takes_new_settings(tmp_path: Path) -> None:
@@ -251,8 +288,9 @@ def test_a_run_with_a_teacher_is_resumed_as_itself_and_starts_others_with_its_te
     first.objectives, first.byol.hidden_dim, first.byol.out_dim = ["byol"], 16, 16
     hsv.pretrain(first)
     first.byol.momentum, first.run.steps = 0.5, 3
-    with pytest.raises(ValueError, match="resume: got settings of another model"):
+    with pytest.raises(ValueError, match="resume: got settings of another model") as refused:
         hsv.pretrain(first, resume=True)
+    assert len(str(refused.value)) < 400 and "key(s)" in str(refused.value)
     found = []
     for path in (first.output, find_checkpoint(first.output)):
         encoder = build_encoder(load_model(first.output)[0])
