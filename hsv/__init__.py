@@ -1,5 +1,6 @@
 """Train, evaluate and export self-supervised vision encoders."""
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +25,15 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(missing_dependency(error), name=error.name) from error
+
+
+def share_processors() -> None:
+    """Let threads that wait for work sleep soon, unless the environment says how long; before torch is imported.
+
+    Where other processes want the processors, spinning threads keep each other from running (docs/kernels/threads.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def missing_dependency(error: ModuleNotFoundError) -> str:

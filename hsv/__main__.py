@@ -2,11 +2,12 @@
 
 import sys
 
-from hsv import missing_dependency
+from hsv import missing_dependency, share_processors
 
 
 def main() -> int:
     """Run the command line; returns its exit status."""
+    share_processors()
     try:
         from hsv.cli import main as run
 

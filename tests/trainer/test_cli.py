@@ -1,5 +1,6 @@
 """The command line and the configuration that it shares with files and checkpoints."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -313,3 +314,17 @@ def test_import_is_light() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
     with pytest.raises(AttributeError):
         _ = hsv.nothing
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_that_wait_do_not_keep_the_processors(given: dict[str, str], spins: str) -> None:
+    script = "import os, sys; from hsv.__main__ import main; sys.argv = ['hsv', 'presets']; main(); "
+    script += "print(os.environ.get('GOMP_SPINCOUNT'), file=sys.stderr)"
+    others = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=others | given, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == spins
