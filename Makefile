@@ -25,7 +25,7 @@ help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
 
 demo: $(VENV)/installed
-	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-1000} $(BIN)/python examples/digits_demo.py
+	$(BIN)/python examples/digits_demo.py
 
 # Groups of tests side by side, JOBS at a time, the longest first: Triton's interpreter, which is one thread and cannot share
 # a process with the compiler; what is compiled ahead of time; the best instruction set's kernels; everything above the

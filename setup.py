@@ -35,7 +35,6 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DHSV_BUILD_CUDA={os.environ.get('HSV_BUILD_CUDA', 'auto')}",
-            f"-DHSV_MODULE_NAME={target.name}",
             f"-DHSV_MODULE_DIR={target.parent}",
             *shlex.split(os.environ.get("HSV_CMAKE_ARGS", "")),
         ]

@@ -8,9 +8,7 @@ import shlex
 import time
 from pathlib import Path
 
-from hsv import load_config, pretrain
-from hsv.evaluate import evaluate, format_table
-from hsv.report import write_report
+import hsv
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,12 +19,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="optimiser steps; unset = those of the preset")
     options = parser.parse_args(arguments)
 
-    config = load_config(preset="digits")
+    hsv.share_processors()
+    from hsv.evaluate import evaluate, format_table
+    from hsv.report import write_report
+
+    config = hsv.load_config(preset="digits")
     config.output, config.run.seed = options.output, options.seed
     config.run.steps = options.steps or config.run.steps
     print("Training simclr + mae on 1,437 handwritten digits of 8 × 8 pixels, without their labels.")
     start = time.perf_counter()
-    run = pretrain(config)
+    run = hsv.pretrain(config)
     seconds = time.perf_counter() - start
     if run.stopped_by:
         print(f"Stopped; go on with: hsv pretrain --resume {shlex.quote(str(run.run_dir))}")

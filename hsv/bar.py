@@ -13,7 +13,7 @@ LINE_SECONDS = 30.0  # between two lines, and before the first
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """tqdm's bar of these options on stderr, or lines where that is no terminal: none for what takes half a minute."""
+    """tqdm's bar of these options on stderr, or lines where that is no terminal: none in the first half minute."""
     if sys.stderr.isatty():
         return tqdm(**options)
     # tqdm looks itself every `maxinterval` seconds, and prints where nothing has moved.

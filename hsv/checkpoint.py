@@ -16,7 +16,7 @@ from hsv.config import Config
 
 __all__ = ["check_resumed", "find_checkpoint", "read_checkpoint", "restore", "save_checkpoint"]
 
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -89,7 +89,7 @@ def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Opti
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        allowed = "the objectives, widths and teachers' momenta that the run began with"
+        allowed = "objectives, widths, teachers' momenta and kind of weighting as the run began with"
         raise ValueError(
             f"resume: got settings of another model; allowed: {allowed} ({shorten(str(error), 240)})"
         ) from error
@@ -102,12 +102,13 @@ def restore(state: dict[str, Any], model: nn.Module, optimiser: torch.optim.Opti
 
 def check_resumed(config: Config, state: dict[str, Any]) -> None:
     """Take unset mean and deviation from the run; raise ValueError for images that its weights do not know."""
-    began = Config.from_dict(state["config"])
+    began = state["config"]
     if config.input.mean is None:
-        config.input.mean, config.input.std = began.input.mean, began.input.std
+        config.input.mean, config.input.std = began["input"]["mean"], began["input"]["std"]
+    given = config.to_dict()
     for section, names in (("input", ("image_size", "channels", "mean", "std")), ("encoder", ("name", "patch_size"))):
         for name in names:
-            now, then = (getattr(getattr(each, section), name) for each in (config, began))
+            now, then = given[section][name], began[section][name]
             if now != then:
                 raise ValueError(f"{section}.{name}: got {now}; allowed: {then}, as when the run began")
 

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"hsv {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"hsv {command}: {stop or 'stopped'}", file=sys.stderr)
+        print(f"hsv {command}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 128 + signal.SIGINT
     except (FloatingPointError, RuntimeError) as error:
         if os.environ.get("HSV_DEBUG"):
@@ -164,7 +164,7 @@ def _objectives(known: argparse.Namespace) -> set[str]:
     if known.objectives:
         return set(_items(known.objectives))
     files = [read_yaml(path) for path in (*_starting_point(known), *known.config)]
-    return set(next((values["objectives"] for values in reversed(files) if "objectives" in values), []))
+    return set(next((values["objectives"] or [] for values in reversed(files) if "objectives" in values), []))
 
 
 def _refuse_untrained(arguments: list[str], objectives: list[str]) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from textwrap import shorten
 
 import torch
-import torch.nn.functional as F
 from timm.models import load_state_dict
 from torch import Tensor
 
 from hsv.export import load_encoder
-from hsv.models import Encoder
+from hsv.models import Encoder, resample_positions
 
 __all__ = ["initialise"]
 
@@ -65,10 +64,6 @@ def _weights(path: Path, encoder: Encoder) -> dict[str, Tensor]:
 def _fitted(source: Encoder, grid: tuple[int, int]) -> dict[str, Tensor]:
     """The weights of `source`, its positions resampled to `grid`."""
     weights = dict(source.vit.state_dict())
-    if source.grid != grid:
-        positions = weights["pos_embed"]
-        prefix, patches = positions.split([positions.shape[1] - source.num_patches, source.num_patches], dim=1)
-        patches = patches.unflatten(1, source.grid).permute(0, 3, 1, 2)  # [1, D, rows, columns]
-        patches = F.interpolate(patches, grid, mode="bicubic", antialias=True)
-        weights["pos_embed"] = torch.cat([prefix, patches.flatten(2).mT], 1)
+    prefix, patches = weights["pos_embed"].tensor_split([-source.num_patches], dim=1)
+    weights["pos_embed"] = torch.cat([prefix, resample_positions(patches, source.grid, grid)], 1)
     return weights

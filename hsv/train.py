@@ -327,6 +327,8 @@ class Trainer:
             raise ValueError(
                 f"run.batch_size: got {run.batch_size}; allowed: multiples of {parts}, the ranks times run.accumulate"
             )
+        if run.negatives == "local":
+            self.config.check_negatives(run.batch_size // parts)
         if self.config.minutes:
             line = f"measuring the speed, to see how many steps {self.config.minutes:g} minutes are"
             say(line, self.config, self.accelerator)

@@ -38,7 +38,9 @@ class InputConfig:
             "both, or neither",
         )
         for setting in ("mean", "std"):
-            values = getattr(self, setting) or [0.5] * self.channels
+            values = getattr(self, setting)
+            if values is None:
+                continue
             good = len(values) == self.channels and all(map(math.isfinite, values))
             good = good and (setting == "mean" or min(values) > 0)
             allowed = f"{self.channels} numbers{' > 0' if setting == 'std' else ''}, one for each channel"
@@ -162,7 +164,7 @@ class RunConfig:
     keep: int = 2
     """Newest checkpoints that are kept."""
     progress: bool = True
-    """Show a progress bar."""
+    """Say what the run does and show a progress bar."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for the first setting that cannot work."""

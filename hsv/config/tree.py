@@ -99,20 +99,20 @@ class Config:
             (self.minutes, self.run.steps),
             "one of them",
         )
-        alone = self.run.batch_size == self.run.accumulate and self._without_negatives()
-        require(
-            not alone,
-            "run.batch_size",
-            self.run.batch_size,
-            f"two images or more for each of run.accumulate = {self.run.accumulate} micro-batches, since the others of "
-            f"its own are an image's negatives in {', '.join(alone or [])}",
-        )
+        self.check_negatives(self.run.batch_size // self.run.accumulate)
         require(bool(self.data), "data", self.data, "digits, a folder of images, or tar shards")
 
-    def _without_negatives(self) -> list[str]:
-        """The objectives that find no negatives for an image by itself."""
+    def check_negatives(self, images: int) -> None:
+        """Raise ValueError if so few images are contrasted with each other that there are no negatives."""
         contrastive = {"simclr", "can", "cmae"} | ({"moco"} if self.moco.version == "v3" else set())
-        return [name for name in self.objectives if name in contrastive]
+        named = [name for name in self.objectives if name in contrastive]
+        require(
+            images > 1 or not named,
+            "run.batch_size",
+            self.run.batch_size,
+            f"two images or more in each micro-batch, and on each rank with local negatives: in {', '.join(named)} the "
+            "others are an image's negatives",
+        )
 
 
 SECTIONS = {"input", "encoder", "weighting", "optimiser", "run"}

@@ -162,7 +162,7 @@ class ViewBatches(Dataset):
         step_of_run, part = divmod(step, self.parts)
         epoch, position = divmod(step_of_run, total // (share * self.parts))
         begin = (position * self.parts + part) * share + self.rank * self.batch_size
-        images, indices, failures = self.read(self.order(epoch, total), begin)
+        images, indices, failures = self.read(self.order(epoch, total), begin, share * self.parts)
         if not images:
             named = "; ".join(f"{name}: {reason}" for name, reason in failures[:5])
             raise RuntimeError(f"step {step}: none of {len(failures)} images in a row can be decoded ({named}; …)")
@@ -172,12 +172,14 @@ class ViewBatches(Dataset):
         ]
         return Batch(step, epoch, torch.from_numpy(indices), views, failures)
 
-    def read(self, order: np.ndarray, begin: int) -> tuple[list, np.ndarray, list[tuple[str, str]]]:
-        """read_all of the batch at `begin`, or of the next one, around the end, in which anything can be read."""
+    def read(self, order: np.ndarray, begin: int, step: int) -> tuple[list, np.ndarray, list[tuple[str, str]]]:
+        """read_all of the batch at `begin` or, where nothing of it can be read, of its place in a later step.
+
+        `step` images further each time, so that no image is twice in one step.
+        """
         failures: list[tuple[str, str]] = []
-        end = begin + min(len(order), self.batch_size + LONGEST_GAP)
-        for position in range(begin, end, self.batch_size):
-            wanted = np.arange(position, min(position + self.batch_size, end)) % len(order)
+        for later in range(0, min(len(order), self.batch_size + LONGEST_GAP), self.batch_size):
+            wanted = (begin + later // self.batch_size * step + np.arange(self.batch_size)) % len(order)
             images, indices, failed = read_all(self.reader, order[wanted])
             failures += failed
             if images:

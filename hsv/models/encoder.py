@@ -7,12 +7,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
+from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hsv.models.attention import choose_attention
+from hsv.models.positions import resample_positions
 from hsv_kernels import gather_patches
 
 __all__ = ["Encoder", "Encoding"]
@@ -129,16 +130,9 @@ class Encoder(nn.Module):
             pixels = gather_patches(images, ids_keep, self.patch_size)  # [B, K, p·q·C]
             weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)  # the convolution's (c, p, q) as (p, q, c)
             patches = embedding.norm(nn.functional.linear(pixels, weight, embedding.proj.bias))
-        positions = vit.pos_embed
-        if images.shape[2:] != self.image_size:
-            grid = [side // patch for side, patch in zip(images.shape[2:], self.patch_size, strict=True)]
-            positions = resample_abs_pos_embed(
-                positions,
-                grid,
-                embedding.grid_size,
-                num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
-            )
-        positions = positions[0] if vit.no_embed_class else positions[0, vit.num_prefix_tokens :]  # [L, D]
+        rows, columns = (side // patch for side, patch in zip(images.shape[2:], self.patch_size, strict=True))
+        positions = vit.pos_embed[:, -self.num_patches :]  # after those of class and registers, if they have any
+        positions = resample_positions(positions, self.grid, (rows, columns))[0]  # [L, D]
         return patches, positions.expand(len(images), -1, -1) if ids_keep is None else positions[ids_keep]
 
     def with_prefix(self, patches: Tensor, positions: Tensor) -> Tensor:

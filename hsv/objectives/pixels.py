@@ -39,7 +39,8 @@ class PixelObjective(Objective):
         self.config, self.patch_size = config, encoder.patch_size
         values = math.prod(encoder.patch_size) * encoder.channels
         if config.norm_pix and values < 2:
-            raise ValueError(f"norm_pix: got True for patches of {values} value; allowed: False, or larger patches")
+            name = type(self).__name__.lower()
+            raise ValueError(f"{name}.norm_pix: got True for patches of {values} value; allowed: False, or larger ones")
 
     def predict(self, encoded: Encoded) -> Tensor:
         """The encoding of a request to patches [B, L, p·q·C], normalised each if `config.norm_pix`."""

@@ -30,7 +30,7 @@ def queue_losses(q: Tensor, k: Tensor, queue: Tensor, temperature: float | Tenso
     """log(1 + Σ_j exp(q_i · queue_j / τ − q_i · k_i / τ)) [N], of rows as they are, in the dtype of the queue."""
     q, k = q.to(queue.dtype), k.to(queue.dtype)
     if not len(queue):
-        return (q * k).sum(1) * 0
+        return (q * k).sum(1).to(torch.promote_types(q.dtype, torch.float32)) * 0
     d, _ = similarity_logsumexp(q, queue, scale=inverse(temperature), positive=k)
     return F.softplus(d, threshold=40)
 

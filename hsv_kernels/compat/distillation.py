@@ -46,14 +46,20 @@ def _constant(value: float | Tensor, like: Tensor) -> float | Tensor:
     value = torch.as_tensor(value).detach()
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         return float(value)
-    return recordable(value).reshape(()).to(like.device, torch.promote_types(value.dtype, torch.float32))
+    return (
+        recordable(value)
+        .reshape(())
+        .to(like.device, torch.promote_types(value.dtype, torch.float32), non_blocking=True)
+    )
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def moved(centre: Tensor, mean: Tensor, momentum: float) -> Tensor:
+def moved(centre: Tensor, mean: Tensor, momentum: float, rows: int) -> Tensor:
     """momentum · centre + (1 − momentum) · mean, of the shape of `centre`, from the mean [K] of a batch.
 
-    A new tensor, since the backward that follows may read the old one; also in inference mode one to train with.
+    As it was without rows on any rank, whose mean is 0; `rows` are this rank's. A new tensor, since the backward that
+    follows may read the old one; also in inference mode one to train with.
     """
-    return (centre * momentum + mean * (1 - momentum)).to(centre.dtype)
+    new = (centre * momentum + mean * (1 - momentum)).to(centre.dtype)
+    return new if rows else torch.where(mean.any(), new, centre)

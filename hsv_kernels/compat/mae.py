@@ -85,7 +85,7 @@ def forward_loss(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int = 16,
     _check_patch(imgs, patch_size)
     patches = imgs.shape[2] // patch_size * (imgs.shape[3] // patch_size)
     pred = broadcast("pred", pred, (len(imgs), patches, patch_size**2 * imgs.shape[1]))
-    every = broadcast("mask", mask.detach(), pred.shape[:2])
+    every = broadcast("mask", recordable(mask.detach()), pred.shape[:2])
     if not imgs.is_floating_point():
         if norm_pix_loss:
             raise RuntimeError(f"imgs must be floating with norm_pix_loss; got {imgs.dtype}")

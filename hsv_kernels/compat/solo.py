@@ -160,5 +160,5 @@ class DINOLoss(nn.Module):
             self.teacher_temp_schedule[self.epoch],
             self.center,
         )
-        self.center = moved(self.center, mean, self.center_momentum)
+        self.center = moved(self.center, mean, self.center_momentum, rows)
         return loss

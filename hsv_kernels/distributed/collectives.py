@@ -70,7 +70,9 @@ def mean_over_ranks(total: Tensor, count: int | Tensor) -> Tensor:
     float64 for a float64 total, float32 otherwise: a rank without rows may have no losses but rows of a half type.
     """
     total = total.to(torch.promote_types(total.dtype, torch.float32))
-    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    if not isinstance(count, Tensor):
+        count = torch.full((), count, dtype=total.dtype, device=total.device)  # from the host without waiting
+    count = count.to(total)
     if world_size() == 1:
         return total / count.where(count != 0, 1)
     return _MeanOverRanks.apply(total, count)

@@ -72,7 +72,7 @@ def _row_mean(mean: Tensor, rows: int) -> Tensor:
     """The mean [K] over the rows of all ranks, from this rank's over its own; 0 where there are none."""
     if world_size() == 1:
         return mean
-    sums = all_reduce_sum(torch.cat([mean * rows, mean.new_tensor([rows])]))
+    sums = all_reduce_sum(torch.cat([mean * rows, mean.new_full((1,), rows)]))
     return sums[:-1] / sums[-1].clamp_min(1)
 
 

@@ -147,6 +147,13 @@ def test_a_batch_of_failures_takes_the_next_images() -> None:
         assert [name for name, _ in batch.failures] == [f"file-{i}" for i in after[: after.index(readable)]]
 
 
+def test_what_stands_in_for_a_batch_of_failures_is_not_in_its_step() -> None:
+    ranks = [batches(Flaky(every=2), batch_size=1, rank=r, world_size=2, num_steps=20, channels=3) for r in (0, 1)]
+    assert sum(len(b.failures) for b in ranks[0]) > 0
+    for step in zip(*ranks, strict=True):
+        assert len({b.indices.item() for b in step}) == 2
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_failures_is_an_error_that_names_them(workers: int) -> None:
     with pytest.raises(RuntimeError, match=r"step 0: none of \d+ images in a row.*file-\d+: broken on purpose"):

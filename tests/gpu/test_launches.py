@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hsv_kernels import random_masking
+from hsv_kernels import distributed, random_masking
 from tests.gpu.operations import Operation, on_the_device, run
 from tests.kernels.cases import poisoned_allocations
 
@@ -43,6 +43,18 @@ def test_seeds_are_drawn_without_waiting() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         random_masking(4, 16, num_keep=4, device=CUDA)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_mean_over_ranks_does_not_wait() -> None:
+    """In one process; the count of rows is the host's."""
+    student, teacher = torch.randn(2, 4, 64, device=CUDA), torch.randn(2, 4, 64, device=CUDA)
+    options = {"student_temperature": 0.1, "teacher_temperature": 0.04}
+    distributed.distillation_loss(student, teacher, **options)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        distributed.distillation_loss(student, teacher, **options)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

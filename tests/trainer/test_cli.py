@@ -99,8 +99,11 @@ def test_files_mean_what_they_say(tmp_path: Path) -> None:
         ({"encoder": {"drop_path": 1.0}}, r"encoder\.drop_path: got 1\.0"),
         ({"optimiser": {"warmup_epochs": -1}}, r"optimiser\.warmup_epochs: got -1\.0"),
         ({"run": {"seed": -1}}, r"run\.seed: got -1"),
-        ({"run": {"batch_size": 1}}, r"run\.batch_size: got 1; allowed: two images .* in simclr$"),
-        ({"run": {"batch_size": 4, "accumulate": 4}, "objectives": ["can", "mae", "cmae"]}, r"got 4.* in can, cmae$"),
+        ({"run": {"batch_size": 1}}, r"run\.batch_size: got 1; allowed: two images .* in simclr the others"),
+        (
+            {"run": {"batch_size": 4, "accumulate": 4}, "objectives": ["can", "mae", "cmae"]},
+            r"got 4.* in can, cmae the others",
+        ),
         ({"run": {"batch_size": 1}, "objectives": ["moco"]}, r"run\.batch_size: got 1"),
         ({}, r"data: got None; allowed: digits"),
     ],
@@ -328,3 +331,12 @@ def test_threads_that_wait_do_not_keep_the_processors(given: dict[str, str], spi
         [sys.executable, "-c", script], env=others | given, capture_output=True, text=True, check=True
     )
     assert done.stderr.strip() == spins
+
+
+def test_a_command_that_is_stopped_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**options: object) -> Never:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hsv.evaluate.evaluate", interrupted)
+    assert main(["evaluate", "anything", "--data", "digits"]) == 130
+    assert capsys.readouterr().err == "hsv evaluate: stopped\n"

@@ -12,6 +12,7 @@ from hsv_kernels.compat.distillation import distilled, moved
 from hsv_kernels.compat.inference import recordable
 from hsv_kernels.compat.shapes import require_shape
 from hsv_kernels.distributed import all_gather_rows, mean_over_ranks, world_size
+from hsv_kernels.distributed.collectives import no_rows
 from hsv_kernels.functional import nt_xent
 from hsv_kernels.queue import KeyQueue
 from hsv_kernels.rows import unit_rows
@@ -217,7 +218,7 @@ class DINOLoss(nn.Module):
             warming = epoch is not None and epoch < self.warmup_teacher_temp_epochs
             teacher_temp = self.teacher_temp_schedule[epoch] if warming else self.teacher_temp
         loss, mean = distilled(student_out, teacher_out, self.student_temp, teacher_temp, self.center)
-        self.center = moved(self.center, mean, self.center_momentum)
+        self.center = moved(self.center, mean, self.center_momentum, len(student_out[0]))
         return loss
 
 
@@ -283,7 +284,7 @@ class IBOTPatchLoss(nn.Module):
         if mask.device.type == "cpu" and not torch.compiler.is_compiling() and counts.sum() != rows:
             raise RuntimeError(f"mask must be True {rows} times, once for each row of logits; got {counts.sum()}")
         if not rows and world_size() == 1:
-            return student_out.sum()
+            return no_rows(student_out, self.student_temp).to(torch.promote_types(student_out.dtype, torch.float32))
         row = torch.arange(rows, device=mask.device)
         image = torch.searchsorted(counts.cumsum(0), row, right=True).clamp_max(len(counts) - 1)
         loss, mean = distilled(
@@ -295,5 +296,5 @@ class IBOTPatchLoss(nn.Module):
             weights=(1 / counts.clamp_min(1))[image],
             samples=len(mask),
         )
-        self.center.center = moved(self.center.value, mean, self.center.momentum)
+        self.center.center = moved(self.center.value, mean, self.center.momentum, rows)
         return loss
