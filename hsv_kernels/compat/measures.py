@@ -52,6 +52,6 @@ class AvgNonZeroReducer(MeanReducer):
 
     def reduced(self, losses: Tensor, embeddings: Tensor) -> Tensor:
         positive = losses > 0
-        nothing = (embeddings * 0).sum()
-        mean = losses.where(positive, 0).sum() / positive.sum().clamp_min(1)
-        return torch.where(positive.any(), mean, nothing)
+        if not positive.any():  # a branch: of NaN that no loss is made of there is no gradient
+            return (embeddings * 0).sum()
+        return losses.where(positive, 0).sum() / positive.sum()
