@@ -23,7 +23,7 @@ from hsv.data.views import ViewSpec, centre_view, make_views
 __all__ = ["Batch", "ViewLoader", "default_workers", "plain_batches"]
 
 SIGTERM_GRACE = 10
-LONGEST_GAP = 1000  # images in a row that cannot be decoded
+LONGEST_GAP = 1000  # images that are tried in place of a batch
 
 
 @dataclass
@@ -55,7 +55,7 @@ class ViewLoader:
     Each epoch is a permutation of the source that depends on (seed, epoch); a batch takes the next
     batch_size · world_size images of it, each rank its own share. What is left at the end of an epoch and does
     not fill a step is dropped (other images in every epoch). Images that cannot be decoded are left out; a batch of
-    nothing else takes the next ones of the epoch instead. Crops depend on (seed, epoch, image, slot). The number of
+    nothing else takes images of later steps instead. Crops depend on (seed, epoch, image, slot). The number of
     workers and what was read before change nothing.
 
     Args:
@@ -77,7 +77,7 @@ class ViewLoader:
 
     Raises:
         ValueError: a bad argument, or fewer images than a step needs.
-        RuntimeError: from the iterator, when neither a batch nor the 1,000 images after it can be decoded.
+        RuntimeError: from the iterator, when no image of a batch nor of 1,000 in its place can be decoded.
     """
 
     def __init__(
@@ -157,12 +157,11 @@ class ViewBatches(Dataset):
     parts: int
 
     def __getitem__(self, step: int) -> Batch:
-        total = len(self.reader.source)
-        share = self.batch_size * self.world_size
+        total, places = len(self.reader.source), self.world_size * self.parts
         step_of_run, part = divmod(step, self.parts)
-        epoch, position = divmod(step_of_run, total // (share * self.parts))
-        begin = (position * self.parts + part) * share + self.rank * self.batch_size
-        images, indices, failures = self.read(self.order(epoch, total), begin, share * self.parts)
+        epoch, position = divmod(step_of_run, total // (self.batch_size * places))
+        place, begin = part * self.world_size + self.rank, position * self.batch_size * places
+        images, indices, failures = self.read(self.order(epoch, total), begin, place, places)
         if not images:
             named = "; ".join(f"{name}: {reason}" for name, reason in failures[:5])
             raise RuntimeError(f"step {step}: none of {len(failures)} images in a row can be decoded ({named}; …)")
@@ -172,18 +171,21 @@ class ViewBatches(Dataset):
         ]
         return Batch(step, epoch, torch.from_numpy(indices), views, failures)
 
-    def read(self, order: np.ndarray, begin: int, step: int) -> tuple[list, np.ndarray, list[tuple[str, str]]]:
-        """read_all of the batch at `begin` or, where nothing of it can be read, of its place in a later step.
+    def read(
+        self, order: np.ndarray, begin: int, place: int, places: int
+    ) -> tuple[list, np.ndarray, list[tuple[str, str]]]:
+        """read_all of one place's batch in the step that begins at `begin`.
 
-        `step` images further each time, so that no image is twice in one step.
+        Where nothing of it can be read, the first batch of which anything can be, of the place's own part of the images
+        outside the step: no image is twice in one step.
         """
-        failures: list[tuple[str, str]] = []
-        for later in range(0, min(len(order), self.batch_size + LONGEST_GAP), self.batch_size):
-            wanted = (begin + later // self.batch_size * step + np.arange(self.batch_size)) % len(order)
-            images, indices, failed = read_all(self.reader, order[wanted])
+        first, end = begin + place * self.batch_size, begin + places * self.batch_size
+        images, indices, failures = read_all(self.reader, order[first : first + self.batch_size])
+        spare = np.concatenate([order[end:], order[:begin]])[place::places][:LONGEST_GAP] if not images else order[:0]
+        while not images and len(spare):
+            wanted, spare = np.split(spare, [self.batch_size])
+            images, indices, failed = read_all(self.reader, wanted)
             failures += failed
-            if images:
-                break
         return images, indices, failures
 
     def order(self, epoch: int, total: int) -> np.ndarray:

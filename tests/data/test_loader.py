@@ -148,10 +148,12 @@ def test_a_batch_of_failures_takes_the_next_images() -> None:
 
 
 def test_what_stands_in_for_a_batch_of_failures_is_not_in_its_step() -> None:
-    ranks = [batches(Flaky(every=2), batch_size=1, rank=r, world_size=2, num_steps=20, channels=3) for r in (0, 1)]
-    assert sum(len(b.failures) for b in ranks[0]) > 0
-    for step in zip(*ranks, strict=True):
-        assert len({b.indices.item() for b in step}) == 2
+    for count, world_size in ((40, 2), (41, 3), (23, 4)):  # the last steps stand beside the beginning of the epoch
+        options = {"batch_size": 1, "world_size": world_size, "num_steps": 20, "channels": 3}
+        ranks = [batches(Flaky(count, every=4), rank=rank, **options) for rank in range(world_size)]
+        assert sum(len(b.failures) for rank in ranks for b in rank) > 0
+        for step in zip(*ranks, strict=True):
+            assert len({b.indices.item() for b in step}) == world_size
 
 
 @pytest.mark.parametrize("workers", [0, 1])
